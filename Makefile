@@ -1,0 +1,65 @@
+# make compare   the comparison on real digits; sets everything up first
+# make test      the tests; BACKENDS="tensorflow jax torch" for all three
+# make check     lint, types, tests, documentation: what CI runs
+
+PYTHON ?= python3
+VENV ?= .venv
+BACKENDS ?= tensorflow jax
+# A plain "torch" takes the newest build with several GB of CUDA on Linux.
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Quiet TensorFlow's start-up banner; errors still show.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: compare test check lint types docs clean
+
+compare: $(VENV)/.with-tensorflow
+	KERAS_BACKEND=tensorflow $(BIN)/keras-scaled-l2 compare --directory runs/compare
+
+test: $(VENV)/.with-test $(BACKENDS:%=$(VENV)/.with-%)
+	@set -e; for backend in $(BACKENDS); do \
+	  echo "== tests on $$backend"; \
+	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(PYTEST); \
+	done
+
+lint: $(VENV)/.with-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.with-test
+	$(BIN)/mypy
+
+docs: $(VENV)/.with-docs $(VENV)/.with-tensorflow
+	KERAS_BACKEND=tensorflow $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+check: lint types test docs
+
+clean:
+	rm -rf $(VENV) build docs/_build *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per extra; "make" installs again when the requirements change.
+$(VENV)/.with-test: setup.cfg | $(BIN)/python
+	$(PIP) install -q -e ".[test,experiments]"
+	@touch $@
+
+$(VENV)/.with-tensorflow: setup.cfg | $(BIN)/python
+	$(PIP) install -q -e ".[tensorflow,experiments]"
+	@touch $@
+
+$(VENV)/.with-jax: setup.cfg | $(BIN)/python
+	$(PIP) install -q -e ".[jax]"
+	@touch $@
+
+$(VENV)/.with-torch: setup.cfg | $(BIN)/python
+	$(PIP) install -q "$(TORCH)"
+	$(PIP) install -q -e ".[torch]"
+	@touch $@
+
+$(VENV)/.with-docs: setup.cfg | $(BIN)/python
+	$(PIP) install -q -e ".[docs]"
+	@touch $@

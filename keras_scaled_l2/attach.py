@@ -1,0 +1,379 @@
+"""Put a rule on a built model, resolve what a rule needs to know, take it off."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from keras_scaled_l2.counts import (
+    Weight,
+    count_by_layer,
+    elements,
+    penalised_weights,
+    trainable_weights,
+    walk,
+)
+from keras_scaled_l2.fans import Shape, fan_in, format_fans, is_per_unit
+from keras_scaled_l2.fitting import (
+    accumulated_steps,
+    current_learning_rate,
+    plain_optimizer,
+    rebuild_steps,
+    weight_decay_of,
+)
+from keras_scaled_l2.rule import Rule
+from keras_scaled_l2.saving import unsaved
+from keras_scaled_l2.validation import positive_count
+
+Where = (
+    Callable[[keras.Layer, keras.Variable], bool]
+    | Collection[keras.Layer | keras.Variable]
+)
+"""A predicate ``(layer, variable) -> bool``, or a collection of layers or variables."""
+
+_RECORD = "_keras_scaled_l2_attached"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Previous:
+    """What stood on a weight before ``attach``, for ``detach`` to put back."""
+
+    weight: Weight
+    regularizer: Any
+    configured: Any
+
+
+def attach(
+    model: keras.Model, rule: keras.Regularizer, where: Where | None = None
+) -> list[str]:
+    """Put a rule on the weights of a built model, without touching their values.
+
+    The penalty is in ``model.losses`` at once, and in the config of each layer, so
+    that ``save`` and ``clone_model`` keep it. Counts that the model tells are
+    resolved for all rules that it carries; those of the data by ``bind`` or
+    ``ApplyL2``. A train function that Keras compiled before is made anew.
+
+    Args:
+        model: A built model, trained or not.
+        rule: Any of the rules, or another ``keras.Regularizer``.
+        where: Which weights: a predicate ``(layer, variable) -> bool``, or a
+            collection of layers (all their trainable kernels and embeddings) or
+            variables. Default: trainable kernels and embeddings; never biases,
+            never the scales and offsets of a normalisation.
+
+    Returns:
+        The paths of the weights that now carry the rule.
+
+    Raises:
+        ValueError: If the model is not built, or no weight matches.
+        TypeError: If ``rule`` is not a regularizer, or ``where`` of no known kind.
+
+    Example:
+        >>> import keras
+        >>> from keras_scaled_l2 import ScaledL2, attach
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> len(attach(model, ScaledL2(1.0)))
+        1
+    """
+    if not isinstance(rule, keras.Regularizer):
+        raise TypeError(
+            f"rule={rule!r} is of type {type(rule).__name__}: expected a regularizer "
+            "such as ScaledL2(1.0) or SampleL2(1.0)."
+        )
+    check_built(model)
+    selected = _selector(where)
+    trainable = trainable_weights(model)
+    targets = [w for w in trainable if selected(w.layer, w.variable)]
+    if not targets:
+        raise ValueError(_nothing_matched(model, where, bool(trainable)))
+    _remember(model, targets)
+    changed = [_set(weight, rule) for weight in targets]
+    changed.append(_resolve(model, {}))
+    if any(changed):
+        rebuild_steps(model)
+    _warn_of_unsaved(model, targets)
+    _warn_of_double_decay(model, targets)
+    return [weight.variable.path for weight in targets]
+
+
+def detach(model: keras.Model) -> list[str]:
+    """Take off what ``attach`` and ``ApplyL2`` put on, and restore what was there.
+
+    Args:
+        model: The model that ``attach`` was called with.
+
+    Returns:
+        The paths of the weights that were restored; empty if there were none.
+    """
+    record: list[_Previous] = vars(model).pop(_RECORD, [])
+    for previous in record:
+        weight = previous.weight
+        weight.variable.regularizer = previous.regularizer
+        if weight.attribute is not None:
+            setattr(weight.holder, weight.attribute, previous.configured)
+    if record:
+        _resolve(model, {})
+        rebuild_steps(model)
+    return [previous.weight.variable.path for previous in record]
+
+
+def bind(
+    model: keras.Model, samples: int | None = None, batch_size: int | None = None
+) -> list[str]:
+    """Resolve the rules that a model carries: count anew, fill in what they lack.
+
+    What the user gave to a rule is never overwritten; what was inferred is inferred
+    anew, so ``bind`` again after freezing layers or for another data set.
+
+    Args:
+        model: A built model whose weights carry rules.
+        samples: Number of training examples.
+        batch_size: Examples per training step.
+
+    Returns:
+        The paths of the weights whose penalty is a rule of this package.
+
+    Raises:
+        ValueError: If the model is not built, or a rule still lacks a count.
+    """
+    check_built(model)
+    counts = {
+        name: None if value is None else positive_count(name, value)
+        for name, value in (("samples", samples), ("batch_size", batch_size))
+    }
+    weights = [
+        weight
+        for weight in penalised_weights(model)
+        if isinstance(weight.variable.regularizer, Rule)
+    ]
+    if _resolve(model, counts):
+        rebuild_steps(model)
+    for weight in weights:
+        rule = weight.variable.regularizer
+        optimizer = plain_optimizer(model, weight.variable)
+        if optimizer is not None:
+            rule.check_optimizer(optimizer)
+        # Asking is the check: an unresolved rule says what it lacks, and the remedy.
+        rule.coefficient(weight.variable.shape)
+    _warn_of_double_decay(model, weights)
+    return [weight.variable.path for weight in weights]
+
+
+def penalised(model: keras.Model) -> list[tuple[str, keras.Variable, Any]]:
+    """The weights whose penalty is in the loss now.
+
+    Args:
+        model: A built model.
+
+    Returns:
+        ``(path, variable, regularizer)`` of each trainable weight with a penalty,
+        rules of this package and others alike, in the model's order. Frozen weights
+        carry no penalty.
+    """
+    check_built(model)
+    variables = [weight.variable for weight in penalised_weights(model)]
+    return [(v.path, v, v.regularizer) for v in variables]
+
+
+def _default(layer: keras.Layer, variable: keras.Variable) -> bool:
+    return len(variable.shape) >= 2 and not is_per_unit(variable)
+
+
+def _selector(where: Where | None) -> Callable[[keras.Layer, keras.Variable], bool]:
+    if where is None:
+        return _default
+    if isinstance(where, (keras.Layer, keras.Variable)):
+        where = [where]
+    if isinstance(where, Collection) and not isinstance(where, (str, bytes)):
+        wrong = [w for w in where if not isinstance(w, (keras.Layer, keras.Variable))]
+        if not wrong:
+            return _selector_of(where)
+        raise TypeError(
+            f"where holds {wrong[0]!r} of type {type(wrong[0]).__name__}: expected "
+            "layers and variables of the model."
+        )
+    if callable(where):
+        return where
+    raise TypeError(
+        f"where={where!r} is of type {type(where).__name__}: expected a predicate "
+        "(layer, variable) -> bool, or a collection of layers or variables."
+    )
+
+
+def _selector_of(
+    things: Collection[keras.Layer | keras.Variable],
+) -> Callable[[keras.Layer, keras.Variable], bool]:
+    variables = {id(v) for v in things if isinstance(v, keras.Variable)}
+    of_layers = {
+        id(v)
+        for thing in things
+        if isinstance(thing, keras.Layer)
+        for layer, v, *_ in walk(thing)
+        if _default(layer, v)
+    }
+    return lambda layer, variable: id(variable) in variables | of_layers
+
+
+def _remember(model: keras.Model, weights: Iterable[Weight]) -> None:
+    """Note what stands on the weights, unless an earlier ``attach`` did."""
+    # In vars(), past Keras's tracking: it must not reach the config or saved files.
+    record: list[_Previous] = vars(model).setdefault(_RECORD, [])
+    known = {id(previous.weight.variable) for previous in record}
+    record.extend(
+        _Previous(
+            weight,
+            weight.variable.regularizer,
+            weight.attribute and getattr(weight.holder, weight.attribute),
+        )
+        for weight in weights
+        if id(weight.variable) not in known
+    )
+
+
+def _set(weight: Weight, rule: Any) -> bool:
+    """Put a rule on a variable and in its layer's config; whether that changed it."""
+    if weight.variable.regularizer == rule:
+        return False
+    # The variable makes the loss, the layer's attribute the config: Keras reads each
+    # for its own purpose and never compares them.
+    weight.variable.regularizer = rule
+    if weight.attribute is not None:
+        setattr(weight.holder, weight.attribute, rule)
+    return True
+
+
+def _resolve(model: keras.Model, counts: Mapping[str, Any]) -> bool:
+    """Count, and give every rule of the model what it lacks; whether any changed."""
+    return any([_set(weight, rule) for weight, rule in resolved(model, counts)])
+
+
+def resolved(model: keras.Model, counts: Mapping[str, Any]) -> list[tuple[Weight, Any]]:
+    """The penalised weights with their regularizers, the rules resolved as by ``bind``.
+
+    Args:
+        model: A built model; left as it is.
+        counts: ``samples`` and ``batch_size``, each a number or ``None``.
+    """
+    weights = penalised_weights(model)
+    by_layer = count_by_layer(weights)
+    fans = _fans_by_config(weights)
+    model_weights = sum(elements(w.variable.shape) for w in weights)
+    return [
+        (
+            weight,
+            rule.resolve(
+                {
+                    **counts,
+                    **_optimizer_counts(model, weight, counts.get("batch_size")),
+                    "model_weights": model_weights,
+                    "layer_weights": by_layer[id(weight.holder)],
+                    "fan_in": fans[id(weight.holder), weight.attribute],
+                }
+            )
+            if isinstance(rule := weight.variable.regularizer, Rule)
+            else rule,
+        )
+        for weight in weights
+    ]
+
+
+def _fans_by_config(weights: Iterable[Weight]) -> dict[tuple[int, str | None], Any]:
+    """The fan-ins that one config entry stands for, as the rules save them."""
+    found: dict[tuple[int, str | None], dict[Shape, float]] = {}
+    for weight in weights:
+        shape = tuple(int(d) for d in weight.variable.shape)
+        inputs = fan_in(weight.layer, weight.variable)
+        group = found.setdefault((id(weight.holder), weight.attribute), {})
+        if group.setdefault(shape, inputs) != inputs and _uses_fan_in(weight):
+            raise ValueError(
+                f"Two weights of {weight.holder.name!r} have the shape {shape}; one "
+                f"sums {group[shape]:g} inputs, {weight.variable.path!r} {inputs:g}. "
+                "The layer's config holds one rule for both, which cannot say so: "
+                "pass fan_in to the rule, or choose the weights with where=..."
+            )
+    return {key: format_fans(group) for key, group in found.items()}
+
+
+def _uses_fan_in(weight: Weight) -> bool:
+    rule = weight.variable.regularizer
+    return isinstance(rule, Rule) and "fan_in" in rule.needs
+
+
+def _optimizer_counts(
+    model: keras.Model, weight: Weight, batch_size: int | None
+) -> dict[str, Any]:
+    """What the compiled optimizer tells: learning rate, momentum, accumulation."""
+    optimizer = plain_optimizer(model, weight.variable)
+    if optimizer is None:
+        return {}
+    known: dict[str, Any] = {"learning_rate": current_learning_rate(optimizer)}
+    if isinstance(optimizer, keras.optimizers.SGD):
+        known["momentum"] = float(optimizer.momentum)
+    if batch_size is not None:
+        # The examples of one update, which is what a rule means by a batch.
+        known["batch_size"] = batch_size * accumulated_steps(model, weight.variable)
+    return known
+
+
+def _warn_of_unsaved(model: keras.Model, weights: Iterable[Weight]) -> None:
+    lost = unsaved(model, weights)
+    if lost:
+        warnings.warn(
+            f"The penalty of {_named(lost)} acts, but a saved file or a clone will not "
+            "hold it: the layer has no ..._regularizer argument, or one for several "
+            "weights that differ, or is inside a subclassed model or custom layer "
+            "whose config does not hold it. Attach again after loading.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_double_decay(model: keras.Model, weights: Iterable[Weight]) -> None:
+    both = [w for w in weights if weight_decay_of(model, w.variable)]
+    if both:
+        warnings.warn(
+            f"Decayed twice: {_named(both)}, by an L2 penalty and by the optimizer's "
+            f"weight_decay={weight_decay_of(model, both[0].variable):g}. Use one: "
+            "compile with weight_decay=None, or exclude them with "
+            "optimizer.exclude_from_weight_decay(...).",
+            stacklevel=3,
+        )
+
+
+def _named(weights: Sequence[Weight]) -> str:
+    path = repr(weights[0].variable.path)
+    return path if len(weights) == 1 else f"{len(weights)} weights such as {path}"
+
+
+def check_built(model: Any) -> None:
+    """Refuse what is no model, or has no weights yet, with the remedy."""
+    if not isinstance(model, keras.Layer):
+        raise TypeError(
+            f"model={model!r} is of type {type(model).__name__}: expected a Keras "
+            "model."
+        )
+    if not model.built or not model.weights:
+        raise ValueError(
+            f"The model {model.name!r} is not built: it has no weights yet. Call it on "
+            "a batch of data, or model.build(input_shape), first."
+        )
+
+
+def _nothing_matched(
+    model: keras.Model, where: Where | None, any_trainable: bool
+) -> str:
+    if not any_trainable:
+        return (
+            f"No weight of {model.name!r} is trainable, and Keras penalises only "
+            "trainable weights. Set layer.trainable = True first."
+        )
+    asked = "the default choice" if where is None else "where"
+    return (
+        f"Nothing to penalise in {model.name!r}: {asked} matches none of its "
+        f"{len(model.trainable_weights)} trainable weights. By default trainable "
+        "kernels and embeddings are penalised; choose others with "
+        "where=lambda layer, variable: ..."
+    )

@@ -1,0 +1,376 @@
+"""Callbacks: ``ApplyL2`` counts and attaches, ``CostMonitor`` measures."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_scaled_l2.attach import Where, attach, bind, penalised
+from keras_scaled_l2.costs import NAMES, is_split, penalty_of, split_cost
+from keras_scaled_l2.counts import elements
+from keras_scaled_l2.fitting import (
+    accumulated_steps,
+    applied_steps,
+    build_from_running_fit,
+    current_learning_rate,
+    data_of_running_fit,
+    plain_optimizer,
+    updates,
+)
+from keras_scaled_l2.probe import (
+    GradientNorms,
+    GradientProbe,
+    StepRecord,
+    probe_gradients,
+    remove_stale_probe,
+)
+from keras_scaled_l2.rule import effective_coefficient
+from keras_scaled_l2.tensorboard import EventFile, EventFiles
+from keras_scaled_l2.validation import positive_count
+
+Logs = dict[str, Any]
+
+
+class ApplyL2(keras.callbacks.Callback):
+    """Attach a rule when training starts, and resolve the rules that a model carries.
+
+    Prints one line of what was done: tensors, weights, smallest and largest
+    effective coefficient, and the penalty's share of the starting cost, as soon as
+    the first batch tells the cost. The rule stays on the model after training, so
+    that a saved model continues without the callback; ``detach`` takes it off.
+
+    Args:
+        rule: Rule to put on the weights that ``where`` chooses, as ``attach`` does.
+            ``None`` leaves the model's own rules and only resolves them.
+        where: As in ``attach``.
+        samples: Number of training examples. Default: counted from what ``fit`` was
+            given, where that tells it (arrays, data loaders of known length).
+        batch_size: Examples per step. Default: as given to ``fit``.
+
+    Raises:
+        ValueError: When training starts, if nothing is penalised or a rule lacks a
+            count that ``fit`` does not tell (a generator: pass ``samples``).
+
+    Example:
+        ``model.fit(x, y, callbacks=[ApplyL2(SampleL2(1.0))])``
+    """
+
+    # Nothing after the first batch; JAX need not wait for this callback.
+    async_safe = True
+
+    def __init__(
+        self,
+        rule: keras.Regularizer | None = None,
+        where: Where | None = None,
+        samples: int | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.rule = rule
+        self.where = where
+        self.samples = samples
+        self.batch_size = batch_size
+        self._summary: str | None = None
+        self._penalty = 0.0
+        self._first = 0
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        """Attaches, counts and resolves."""
+        model = self.model
+        build_from_running_fit(model)
+        samples, batch_size = data_of_running_fit(model)
+        if self.rule is not None:
+            attach(model, self.rule, self.where)
+        if not penalised(model):
+            raise ValueError(
+                f"ApplyL2() has nothing to resolve: no trainable weight of "
+                f"{model.name!r} carries a penalty. Pass a rule, "
+                "ApplyL2(ScaledL2(1.0)), or build the layers with "
+                "kernel_regularizer=..."
+            )
+        bind(
+            model,
+            samples=samples if self.samples is None else self.samples,
+            batch_size=batch_size if self.batch_size is None else self.batch_size,
+        )
+        self._summary, self._penalty = _summary(model)
+        self._first = model.steps_per_execution - 1
+
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        """Prints the line once the first batch has told the starting cost."""
+        # JAX dispatches batches to several threads: only the first one may print.
+        if self._summary is None or batch > self._first:
+            return
+        cost = float((logs or {}).get("loss", math.nan))
+        share = f", {self._penalty / cost:.0%} of it penalty" if cost > 0 else ""
+        print(f"{self._summary}; cost at the start {cost:.4g}{share}")
+        self._summary = None
+
+
+class CostMonitor(keras.callbacks.Callback):
+    """Log data cost and penalty apart, and each weight's gradients, while it trains.
+
+    Puts ``data_loss`` and ``penalty`` into ``logs`` (``val_data_loss`` and
+    ``val_penalty`` with validation data), every epoch, so that
+    ``EarlyStopping(monitor="val_data_loss")``, ``CSVLogger``, ``History`` and Keras's
+    TensorBoard callback see them. ``data_loss + penalty == loss`` for every epoch, to
+    float32 rounding. With ``log_dir`` it writes event files for TensorBoard as well,
+    and measures the gradients of the training step itself, without a second backward
+    pass. The model is left as it was found when training ends.
+
+    Args:
+        log_dir: Directory for event files (``train`` and ``validation`` below it, as
+            Keras's TensorBoard callback has them). ``None`` writes none.
+        update_freq: ``"epoch"``: costs as means over each epoch, gradients of the
+            first step of each epoch. A number ``n``: costs and gradients of one batch,
+            every ``n`` steps.
+        gradients: Whether to measure gradients; they go to ``log_dir`` only.
+        max_weights: How many weights get curves of their own, those with the largest
+            penalty first; ``None`` for all.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+        OSError: When training starts, if ``log_dir`` cannot be written. A disk that
+            fails later gives one warning, and training goes on.
+
+    Tags: ``cost/total``, ``cost/data``, ``cost/penalty``, ``cost/penalty_share`` and
+    ``cost/penalty_above_start``; for each weight ``penalty/<path>``,
+    ``weight_norm/<path>``, ``gradient_norm/data/<path>``,
+    ``gradient_norm/penalty/<path>``, ``gradient_norm/ratio/<path>`` (penalty over
+    data) and ``coefficient/<path>``; ``global/...`` for all weights together;
+    ``learning_rate``. Gradient norms are before clipping. The step axis is the
+    optimizer's iteration count, so that a resumed training continues its curves.
+    """
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str] | None = None,
+        update_freq: str | int = "epoch",
+        gradients: bool = True,
+        max_weights: int | None = 50,
+    ) -> None:
+        super().__init__()
+        if isinstance(update_freq, str) and update_freq != "epoch":
+            raise ValueError(
+                f"update_freq={update_freq!r}: expected 'epoch' or a number of steps."
+            )
+        self.log_dir = None if log_dir is None else os.fspath(log_dir)
+        self.update_freq = (
+            update_freq
+            if isinstance(update_freq, str)
+            else positive_count("update_freq", update_freq)
+        )
+        self.gradients = gradients
+        self.max_weights = (
+            None if max_weights is None else positive_count("max_weights", max_weights)
+        )
+        self._files: EventFiles | None = None
+        self._probe: GradientProbe | None = None
+        self._start_penalty: float | None = None
+        self._warned = False
+        # Batches before this epoch, batches of this epoch, batches in one call.
+        self._before, self._batch, self._stride = 0, 0, 1
+        self._accumulated = 1
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        """Installs the split, after checking that events can be written."""
+        self._close_files()
+        if self.log_dir is not None:
+            self._files = EventFiles(self.log_dir, "train")
+        # Keras gives all callbacks of a fit the same params.
+        remove_stale_probe(self.model, self.params)
+        build_from_running_fit(self.model)
+        if not is_split(self.model):
+            split_cost(self.model).temporary = True
+        self._start_penalty = None
+
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        """Installs the measurement, again if another callback remade the step."""
+        model = self.model
+        if self._files is None or not (model.built and model.weights):
+            return
+        if self._start_penalty is None:
+            self._start_penalty = penalty_of(model)
+            self._files.write("train", lambda file: _describe(file, model))
+        self._accumulated = accumulated_steps(model)
+        self._before = applied_steps(model)
+        self._batch, self._stride = 0, model.steps_per_execution
+        if self.gradients:
+            self._probe = probe_gradients(model, self.params)
+            self._probe.watch(self._due, self._measured)
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        """Writes the epoch's costs, and flushes: there may be no end of training."""
+        self._warn_of_unseen_cost()
+        if self._files is None or logs is None:
+            return
+        step = updates(self.model)
+        for run, prefix in (("train", ""), ("validation", "val_")):
+            if f"{prefix}data_loss" not in logs:
+                continue
+            values = {}
+            if prefix or self.update_freq == "epoch" or not self.gradients:
+                values = self._costs(*(float(logs[f"{prefix}{n}"]) for n in NAMES))
+            if not prefix:
+                rate = current_learning_rate(plain_optimizer(self.model))
+                if rate is not None:
+                    values["learning_rate"] = rate
+            self._files.write(
+                run, functools.partial(EventFile.scalars, values=values, step=step)
+            )
+
+    def on_train_end(self, logs: Logs | None = None) -> None:
+        """Closes the files and leaves the model as it was found."""
+        self._close_files()
+        if self._probe is not None:
+            self._probe.remove()
+            self._probe = None
+        # Also one that a broken training left.
+        if is_split(self.model) and split_cost(self.model).temporary:
+            split_cost(self.model).remove()
+
+    def _warn_of_unseen_cost(self) -> None:
+        model = self.model
+        if self._warned or not is_split(model) or split_cost(model).seen:
+            return
+        self._warned = True
+        warnings.warn(
+            f"CostMonitor cannot tell data cost from penalty: the train_step of "
+            f"{model.name!r} does not call self.compute_loss(...), on JAX "
+            "self.stateless_compute_loss(...). Both are logged as nan.",
+            stacklevel=3,
+        )
+
+    def _close_files(self) -> None:
+        if self._files is not None:
+            self._files.close()
+            self._files = None
+
+    def _due(self) -> bool:
+        """Whether to measure the call that is about to be made; counts it."""
+        first, self._batch = self._batch, self._batch + self._stride
+        if isinstance(self.update_freq, str):
+            return first == 0
+        return -(self._before + first) % self.update_freq < self._stride
+
+    def _measured(self, record: StepRecord) -> None:
+        """Writes what a measured step was, at the weights before it."""
+        # The last execution of an epoch may have fewer steps than the others.
+        batches = min(self._batch, self.params.get("steps") or self._batch)
+        step = (self._before + batches - 1) // self._accumulated
+        values = _gradient_scalars(record.norms, self.max_weights)
+        if self.update_freq != "epoch":
+            values |= self._costs(record.data_loss, record.penalty)
+        if self._files is not None:
+            self._files.write("train", lambda file: file.scalars(values, step))
+
+    def _costs(self, data: float, penalty: float) -> dict[str, float]:
+        total = data + penalty
+        return {
+            "cost/total": total,
+            "cost/data": data,
+            "cost/penalty": penalty,
+            "cost/penalty_share": penalty / total if total else 0.0,
+            "cost/penalty_above_start": penalty - (self._start_penalty or 0.0),
+        }
+
+
+def _gradient_scalars(
+    norms: Mapping[str, GradientNorms], max_weights: int | None
+) -> dict[str, float]:
+    """The curves of a measured step: of all weights together, and of the largest."""
+    if not norms:
+        return {}
+    total = GradientNorms(
+        *(math.hypot(*column) for column in zip(*norms.values(), strict=True))
+    )
+    values = {
+        "global/weight_norm": total.weight,
+        "global/gradient_norm/data": total.data,
+        "global/gradient_norm/penalty": total.penalty,
+    }
+    if total.data > 0:
+        values["global/gradient_norm/ratio"] = total.penalty / total.data
+    by_penalty = sorted(
+        (path for path in norms if norms[path].coefficient > 0),
+        key=lambda path: -norms[path].penalty * norms[path].weight,
+    )
+    for path in (by_penalty or list(norms))[:max_weights]:
+        values |= _weight_scalars(path, norms[path])
+    return values
+
+
+def _weight_scalars(path: str, norms: GradientNorms) -> dict[str, float]:
+    values = {
+        f"penalty/{path}": norms.coefficient * norms.weight**2,
+        f"weight_norm/{path}": norms.weight,
+        f"gradient_norm/data/{path}": norms.data,
+        f"gradient_norm/penalty/{path}": norms.penalty,
+        f"coefficient/{path}": norms.coefficient,
+    }
+    if norms.data > 0:
+        values[f"gradient_norm/ratio/{path}"] = norms.penalty / norms.data
+    return values
+
+
+_LAYOUT = {
+    "Cost": {
+        "data and penalty": ["cost/data$", "cost/penalty$"],
+        "penalty above its start": ["cost/penalty_above_start$"],
+    },
+    "Gradients": {
+        "penalty gradient over data gradient, by weight": ["gradient_norm/ratio/.*"],
+        "data gradient and penalty gradient, all weights": [
+            "global/gradient_norm/data$",
+            "global/gradient_norm/penalty$",
+        ],
+    },
+}
+
+
+# Written with each run, so that TensorBoard's table has the same columns for all.
+_METRICS = ("cost/data", "cost/penalty", "cost/total", "global/gradient_norm/ratio")
+
+
+def _describe(file: EventFile, model: keras.Model) -> None:
+    """Hyperparameters and chart layout, once a training."""
+    weights = penalised(model)
+    found = [effective_coefficient(rule, v.shape) for _, v, rule in weights]
+    coefficients = [float(c) for c in found if c is not None]
+    configs = {type(rule).__name__: rule.get_config() for _, _, rule in weights}
+    strengths = {float(next(iter(config.values()), 0.0)) for config in configs.values()}
+    samples = {c.get("samples") or c.get("inferred_samples") for c in configs.values()}
+    # Five: the page shows no more of them unless it is asked to.
+    file.hparams(
+        {
+            "rule": " and ".join(sorted(configs)) or "none",
+            "strength": max(strengths, default=0.0),
+            "coefficient": max(coefficients, default=0.0),
+            "penalised_weights": float(sum(elements(v.shape) for _, v, _ in weights)),
+            "samples": float(max((m for m in samples if m), default=0)),
+        },
+        _METRICS,
+    )
+    file.layout(_LAYOUT)
+
+
+def _summary(model: keras.Model) -> tuple[str, float]:
+    """What a model's penalties are, in words, and their sum."""
+    weights = penalised(model)
+    found = [effective_coefficient(rule, v.shape) for _, v, rule in weights]
+    coefficients = [float(c) for c in found if c is not None]
+    count = sum(elements(v.shape) for _, v, _ in weights)
+    total = penalty_of(model)
+    low, high = min(coefficients, default=math.nan), max(coefficients, default=math.nan)
+    span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+    return (
+        f"ApplyL2: {len(weights)} tensors, {count:,} weights, c = {span}; "
+        f"penalty at the start {total:.4g}",
+        total,
+    )

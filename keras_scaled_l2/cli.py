@@ -1,0 +1,206 @@
+"""The command ``keras-scaled-l2``: ``compare``, ``report`` and ``convert``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from keras_scaled_l2.cli_numbers import (
+    NumbersError,
+    add_convert,
+    add_report,
+    load_keras,
+    run_convert,
+)
+
+PROGRAM = "keras-scaled-l2"
+WRONG_INPUT = 2
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with one line where argparse would print its usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        line = " ".join(message.split())
+        self.exit(WRONG_INPUT, f"{PROGRAM}: error: {line} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit code: 0, 2 for wrong input, 130 after Ctrl-C.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as end:
+        return int(end.code or 0)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        if arguments.run is not run_convert:
+            load_keras()
+        return run(arguments)
+    except NumbersError as error:
+        return _say(f"error: {error}", WRONG_INPUT)
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Count-aware L2 regularizers for Keras, from a shell.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_compare(commands)
+    add_report(commands)
+    add_convert(commands)
+    return parser
+
+
+def _add_compare(commands: Any) -> None:
+    # Defaults are None here and stand in experiments.plan, which is slow to import.
+    parser = commands.add_parser(
+        "compare",
+        help="train one network under several penalties and dropout, and compare",
+        description=(
+            "Train one dense network under several arms, from the same initial weights "
+            "and on the same batches, and print a table by arm."
+        ),
+    )
+    add = parser.add_argument
+    add(
+        "--problem",
+        default="mnist5k",
+        help="mnist5k, digits, breast-cancer, mnist, fashion_mnist, cifar10, or a .npz "
+        "file with x_train, y_train and maybe x_test, y_test (default: %(default)s)",
+    )
+    add(
+        "--task",
+        choices=("binary", "classes", "regression"),
+        help="what the labels of a .npz file are (default: told from their dtype)",
+    )
+    add(
+        "--standardise",
+        action="store_true",
+        default=None,
+        help="scale features by the mean and standard deviation of the training set",
+    )
+    add(
+        "--hidden",
+        type=_integers,
+        metavar="UNITS,...",
+        help="units of the hidden layers (default: 512,512)",
+    )
+    add(
+        "--arms",
+        type=_names,
+        metavar="ARM,...",
+        help="of none, l2, scaled, sample, dropout; joined by + for both, as "
+        "sample+dropout (default: none,l2,scaled,sample,dropout,sample+dropout)",
+    )
+    add("--seeds", type=int, metavar="N", help="runs of each arm (default: 3)")
+    add("--epochs", type=int, metavar="N", help="passes over the data (default: 12)")
+    add("--batch-size", type=int, metavar="N", help="examples per step (default: 64)")
+    add(
+        "--strength",
+        type=_strength,
+        action="append",
+        metavar="ARM=VALUE",
+        help="strength of an arm's penalty; may be given several times "
+        "(default: l2=2.5e-4, scaled=2.5e-4 times the weights of the largest kernel, "
+        "sample=6)",
+    )
+    add("--dropout", type=float, metavar="RATE", help="share dropped (default: 0.5)")
+    add(
+        "--optimizer",
+        choices=("sgd", "adam"),
+        help="sgd has momentum 0.9 (default: sgd)",
+    )
+    add(
+        "--learning-rate",
+        type=float,
+        metavar="RATE",
+        help="(default: 0.05 for sgd, 0.001 for adam)",
+    )
+    add(
+        "--directory",
+        default="runs/compare",
+        help="where results and TensorBoard runs go (default: %(default)s)",
+    )
+    add("--quiet", action="store_true", help="show no progress, only the table")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from keras_scaled_l2.experiments.compare import Experiment
+    from keras_scaled_l2.experiments.errors import InputError
+    from keras_scaled_l2.experiments.plan import make_plan
+    from keras_scaled_l2.experiments.problems import load_problem
+    from keras_scaled_l2.experiments.progress import choose
+
+    options = ("seeds", "epochs", "batch_size", "hidden", "dropout", "optimizer")
+    given = {n: getattr(arguments, n) for n in (*options, "arms", "learning_rate")}
+    try:
+        problem = load_problem(
+            arguments.problem, task=arguments.task, standardise=arguments.standardise
+        )
+        plan = make_plan(
+            problem=problem,
+            strengths=dict(arguments.strength or []),
+            directory=arguments.directory,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+        experiment = Experiment(plan)
+    except InputError as error:
+        return _say(f"error: {error}", WRONG_INPUT)
+    try:
+        comparison = experiment.run(choose(not arguments.quiet))
+    except KeyboardInterrupt:
+        finished, runs = experiment.runs
+        where = os.path.join(arguments.directory, "comparison.json")
+        return _say(
+            f"interrupted: {finished} of {runs} runs are finished and saved in {where}",
+            INTERRUPTED,
+        )
+    print(comparison.table())
+    print(
+        f"\nWritten to {arguments.directory}; "
+        f"curves: tensorboard --logdir {arguments.directory}"
+    )
+    return 0
+
+
+def _say(line: str, code: int) -> int:
+    print(f"{PROGRAM}: {line}", file=sys.stderr)
+    return code
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in _names(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected whole numbers joined by commas, as 512,512"
+        ) from None
+
+
+def _strength(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name.strip(), float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected ARM=VALUE, as sample=6"
+        ) from None

@@ -1,0 +1,224 @@
+"""The arms of a comparison, as plain data: what each adds to the same network."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from keras_scaled_l2.experiments.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import keras
+
+DEFAULT_ARMS = ("none", "l2", "scaled", "sample", "dropout", "sample+dropout")
+DEFAULT_DROPOUT = 0.5
+"""Rate for hidden units in Srivastava et al. (2014), appendix A.4: keep one half."""
+
+_PACKAGE = "keras_scaled_l2"
+_RULES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "l2": ("ScaledL2", {"per": 1, "power": 1.0}),
+        "scaled": ("ScaledL2", {"per": "tensor", "power": 1.0}),
+        "sample": ("SampleL2", {"samples": None}),
+    }
+)
+
+DEFAULT_L2 = 2.5e-4
+"""Coefficient of ``l2``: the weight decay 5e-4 of many published networks.
+
+In PyTorch's convention, which is 2 c; 24 thousand to 138 million weights, without a
+trend with size.
+"""
+DEFAULT_SAMPLE = 6.0
+"""Lambda of ``sample``, in lambda / (2 m).
+
+In the project's pilot on MNIST c = 3e-3 was best for m = 1000 examples, hence
+2 m c = 6. At MNIST's 60 000 examples it is c = 5e-5, the weak end of what is
+published.
+"""
+TYPICAL_KERNEL = 512 * 512
+
+
+def default_strength(penalty: str, largest: int = TYPICAL_KERNEL) -> float:
+    """The strength of a named penalty, from settings published before.
+
+    ``scaled`` divides by the weights of each tensor, so no one strength fits two
+    networks: at the order of 1 that its name suggests it would be no penalty at all
+    on a hidden layer of some size, and at 64 it would crush a small network. It gets
+    ``DEFAULT_L2`` times the weights of the largest kernel: there it pulls exactly as
+    ``l2`` does, and on smaller kernels harder. That is what the division does, and
+    what the arm is there to show.
+
+    None of these was tuned, least of all on a test set. They are places to start
+    from: a comparison at these says how the settings do, not how the methods do.
+
+    Args:
+        penalty: ``l2``, ``scaled`` or ``sample``.
+        largest: Weights of the largest kernel of the network.
+    """
+    defaults = {
+        "l2": DEFAULT_L2,
+        "scaled": DEFAULT_L2 * largest,
+        "sample": DEFAULT_SAMPLE,
+    }
+    return defaults[penalty]
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to train the network of a comparison.
+
+    Args:
+        name: Name in tables, files and TensorBoard.
+        rule: The penalty: a rule such as ``ScaledL2(1.0)``, or its config as
+            ``keras.saving.serialize_keras_object`` makes it, which is what is kept.
+            ``None`` for no penalty.
+        dropout: Rate of the Dropout behind each hidden non-linearity, 0 for none.
+
+    Raises:
+        InputError: If a value is outside its range.
+    """
+
+    name: str
+    rule: Mapping[str, Any] | keras.Regularizer | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the values and turns a rule into its config."""
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise InputError(
+                f"arm name {self.name!r}: expected letters, digits and . _ + = - only, "
+                "since files are named after it."
+            )
+        object.__setattr__(self, "dropout", check_rate(self.dropout))
+        if self.rule is not None:
+            object.__setattr__(self, "rule", _config(self.rule))
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The config of the rule."""
+        return None if self.rule is None else _config(self.rule)
+
+
+def named_arms(
+    names: Iterable[str],
+    strengths: Mapping[str, float] | None = None,
+    dropout: float = DEFAULT_DROPOUT,
+    *,
+    largest: int = TYPICAL_KERNEL,
+) -> tuple[Arm, ...]:
+    """The arms of these names.
+
+    Args:
+        names: Of ``none``, ``l2``, ``scaled``, ``sample`` and ``dropout``; joined by
+            ``+`` for a penalty with dropout, as ``sample+dropout``.
+        strengths: Name -> strength. A whole name (``sample+dropout``) goes before
+            the name of its penalty (``sample``), which is for all arms that have it.
+        dropout: Rate of the arms with dropout.
+        largest: Weights of the network's largest kernel; see ``default_strength``.
+
+    Raises:
+        InputError: If a name is unknown or doubled, a combination has no meaning, or
+            a strength is not a finite number of 0 or more, or is for no arm.
+    """
+    names = list(names)
+    strengths = dict(strengths or {})
+    if not names:
+        raise InputError(f"no arms: expected some of {', '.join(DEFAULT_ARMS)}.")
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise InputError(f"arm {doubled[0]!r} is given more than once.")
+    parts = {name: _parts(name) for name in names}
+    takers = {n: penalty for n, (penalty, _) in parts.items() if penalty is not None}
+    for name, value in strengths.items():
+        _check_strength(name, value, takers)
+    rate = check_rate(dropout)
+    arms = []
+    for name, (penalty, drops) in parts.items():
+        rule = None
+        if penalty is not None:
+            default = default_strength(penalty, largest)
+            strength = strengths.get(name, strengths.get(penalty, default))
+            rule = _named_rule(penalty, strength)
+        arms.append(Arm(name, rule, rate if drops else 0.0))
+    return tuple(arms)
+
+
+def check_rate(rate: Any) -> float:
+    """A dropout rate as a float: 0 or more, below 1.
+
+    Raises:
+        InputError: If it is not.
+    """
+    if not _is_number(rate) or not 0 <= rate < 1:
+        raise InputError(f"dropout rate {rate!r}: expected a number from 0 to below 1.")
+    return float(rate)
+
+
+def _parts(name: str) -> tuple[str | None, bool]:
+    """``(penalty or None, whether there is dropout)`` of an arm's name."""
+    known = ["none", *_RULES, "dropout"]
+    parts = name.split("+")
+    for part in parts:
+        if part not in known:
+            combined = [f"{rule}+dropout" for rule in _RULES]
+            raise unknown("arm", name, [*known, *combined])
+    penalties = [part for part in parts if part in _RULES]
+    if "none" in parts and len(parts) > 1:
+        raise InputError(f"arm {name!r}: 'none' cannot be joined with another.")
+    if len(penalties) > 1 or len(set(parts)) < len(parts):
+        raise InputError(
+            f"arm {name!r}: expected at most one penalty, and no part twice."
+        )
+    return (penalties[0] if penalties else None), "dropout" in parts
+
+
+def _check_strength(name: str, value: Any, takers: Mapping[str, str]) -> None:
+    if not _is_number(value) or not math.isfinite(value) or value < 0:
+        raise InputError(
+            f"strength {name}={value!r}: expected a finite number, 0 or more."
+        )
+    accepted = dict.fromkeys([*takers, *takers.values()])
+    if name not in accepted:
+        if name in ("none", "dropout"):
+            hint = "Give the rate with --dropout (dropout=...)." * (name == "dropout")
+            raise InputError(
+                f"strength of {name!r}: that arm has no penalty. {hint}".strip()
+            )
+        raise unknown("arm in a strength", name, accepted)
+
+
+def _named_rule(penalty: str, strength: float) -> dict[str, Any]:
+    class_name, options = _RULES[penalty]
+    # As keras.saving.serialize_keras_object writes it: no Keras is loaded for a name.
+    return {
+        "module": f"{_PACKAGE}.regularizers",
+        "class_name": class_name,
+        "config": {"strength": float(strength), **options},
+        "registered_name": f"{_PACKAGE}>{class_name}",
+    }
+
+
+def _config(rule: Any) -> dict[str, Any]:
+    if isinstance(rule, Mapping):
+        return dict(rule)
+    import keras
+
+    if not isinstance(rule, keras.Regularizer):
+        raise InputError(
+            f"rule {rule!r} is of type {type(rule).__name__}: expected a regularizer "
+            "such as ScaledL2(1.0), its config, or None."
+        )
+    config: dict[str, Any] = keras.saving.serialize_keras_object(rule)
+    return config
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

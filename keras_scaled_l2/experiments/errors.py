@@ -1,0 +1,56 @@
+"""Mistakes in what the user asked for, each told in one line."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+EXTRA = 'pip install "keras_scaled_l2[experiments]"'
+
+
+class InputError(ValueError):
+    """What the user asked for cannot be done; the message is one line.
+
+    The command line ends with this line and exit code 2. Any other exception is a
+    defect of the package and keeps its traceback.
+    """
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is not known, with the nearest one that is.
+
+    Args:
+        kind: What is named, as "problem" or "arm".
+        name: What was received.
+        known: The names that would have been accepted.
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names)}.")
+
+
+def require(module: str, purpose: str) -> Any:
+    """Import a package that only the experiments need.
+
+    Args:
+        module: Name of the module.
+        purpose: What it is needed for, to complete "... needs scikit-learn".
+
+    Raises:
+        InputError: If it is not installed, with the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"{purpose} needs {module.partition('.')[0]}, which cannot be imported "
+            f"({one_line(error)}). Install it with: {EXTRA}"
+        ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception on one line; its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,112 @@
+"""How many inputs a unit sums, from a weight's shape and from its layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import keras
+
+Shape = tuple[int, ...]
+
+
+def fan_in_of_shape(shape: Sequence[int]) -> int:
+    """Fan-in as Keras's initializers read it from a shape.
+
+    All dimensions but the last (the units), times one for a vector or a scalar:
+    ``(in, out)`` gives ``in``, a convolution's ``(..., in, out)`` the receptive field
+    times ``in``.
+    """
+    sizes = tuple(shape)
+    return math.prod(sizes[:-1]) if len(sizes) > 1 else math.prod(sizes)
+
+
+def fan_in(layer: keras.Layer, variable: keras.Variable) -> float:
+    """Number of inputs that one unit of the layer sums through this weight.
+
+    Where the shape alone misleads, the layer tells: a depthwise convolution sums its
+    window and no channels; a transposed one all input channels, over the part of its
+    window that the strides leave to an output (the mean over outputs, at least one
+    input in each direction); an einsum the dimensions of its kernel that the output
+    lacks, which is what attention's kernels are; an embedding looks up one row; a bias,
+    a scale and an offset take one input each.
+
+    Args:
+        layer: The layer that owns the weight.
+        variable: The weight.
+
+    Returns:
+        The fan-in, 1 or more for a weight that has elements.
+    """
+    shape = tuple(int(d) for d in variable.shape)
+    layers = keras.layers
+    if is_per_unit(variable):
+        return 1
+    if variable.name in ("embeddings", "lora_embeddings_a") and isinstance(
+        layer, layers.Embedding
+    ):
+        return 1
+    if variable.name == "depthwise_kernel" or isinstance(
+        layer, (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+    ):
+        return math.prod(shape[:-2])
+    if variable.name == "kernel" and isinstance(
+        layer,
+        (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose),
+    ):
+        strides = _tuple(layer.strides, len(shape) - 2)
+        window = zip(shape[:-2], strides, strict=True)
+        return shape[-1] * math.prod(max(k / s, 1) for k, s in window)
+    # The first factor of LoRA has the kernel's dimensions but for the last.
+    if variable.name in ("kernel", "lora_kernel_a") and isinstance(
+        layer, layers.EinsumDense
+    ):
+        return _fan_in_of_einsum(layer.equation, shape)
+    return fan_in_of_shape(shape)
+
+
+def is_per_unit(variable: keras.Variable) -> bool:
+    """Whether a weight is a bias, a scale or an offset, by the names Keras gives.
+
+    The number of dimensions does not tell: GRU's bias has two, attention's biases too.
+    """
+    return "bias" in variable.name or variable.name in (
+        "gamma",
+        "beta",
+        "alpha",
+        "scale",
+    )
+
+
+def format_fans(fans: Mapping[Shape, float]) -> str | None:
+    """Fan-ins by shape as a string, for those that the shape alone does not tell."""
+    told = {s: f for s, f in fans.items() if f != fan_in_of_shape(s)}
+    parts = ("x".join(map(str, s)) + f":{f:.17g}" for s, f in sorted(told.items()))
+    return " ".join(parts) or None
+
+
+def parse_fans(text: str) -> dict[Shape, float]:
+    """The inverse of ``format_fans``.
+
+    Raises:
+        ValueError: If the text has another form.
+    """
+    try:
+        pairs = (part.split(":") for part in text.split())
+        return {tuple(map(int, s.split("x"))): float(f) for s, f in pairs}
+    except (AttributeError, ValueError) as error:
+        raise ValueError(
+            f"inferred_fan_in={text!r}: expected shapes and their fan-in such as "
+            "'8x2x4:8', as attach and bind write it."
+        ) from error
+
+
+def _fan_in_of_einsum(equation: str, shape: Shape) -> int:
+    operands, output = equation.replace(" ", "").split("->")
+    kernel = operands.split(",")[1]
+    sizes = zip(kernel.replace(".", ""), shape, strict=True)
+    return math.prod(size for label, size in sizes if label not in output)
+
+
+def _tuple(value: int | Sequence[int], length: int) -> tuple[int, ...]:
+    return (value,) * length if isinstance(value, int) else tuple(value)

@@ -1,0 +1,183 @@
+"""What stands out in a cost report, in plain words with the numbers behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from keras_scaled_l2.counts import walk
+from keras_scaled_l2.fitting import weight_decay_of
+
+if TYPE_CHECKING:
+    from keras_scaled_l2.report import WeightReport
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One finding: a name from a closed set, and the sentence for a person.
+
+    Names: ``nothing_penalised``, ``dominant_value``, ``dominant_gradient``, ``no_op``,
+    ``double_decay``, ``behind_batch_norm``.
+    """
+
+    name: str
+    text: str
+
+
+def find(
+    model: keras.Model,
+    weights: Sequence[WeightReport],
+    cost: dict[str, float],
+    gradient_ratio: float | None,
+    optimizer: dict[str, Any],
+) -> Iterator[Finding]:
+    """The findings that hold, the gravest first."""
+    if not weights:
+        yield _nothing_penalised(model)
+        return
+    yield from _no_op(weights, optimizer)
+    yield from _dominant(cost, gradient_ratio)
+    yield from _double_decay(model, weights, optimizer)
+    yield from _behind_batch_norm(model, weights)
+
+
+def _nothing_penalised(model: keras.Model) -> Finding:
+    if not model.trainable_weights:
+        text = "No weight is trainable, and Keras penalises only trainable weights."
+    else:
+        text = (
+            "No trainable weight carries a penalty. Put one on with attach(model, "
+            "rule), or build the layers with kernel_regularizer=..."
+        )
+    return Finding("nothing_penalised", text)
+
+
+def _dominant(cost: dict[str, float], ratio: float | None) -> Iterator[Finding]:
+    if ratio is not None and ratio >= 1:
+        yield Finding(
+            "dominant_gradient",
+            "The penalty pulls harder on the weights than the data do: its gradient "
+            f"is {ratio:.2g} times the data gradient. The first steps shrink the "
+            "weights rather than fit the data; lower the strength unless that is "
+            "meant.",
+        )
+    elif cost.get("penalty_share", 0.0) >= 0.5 and ratio is not None:
+        yield Finding(
+            "dominant_value",
+            f"The penalty is {percent(cost['penalty_share'])} of the cost ("
+            f"{cost['penalty']:.4g} of {cost['total']:.4g}), but its gradient is only "
+            f"{ratio:.2g} times the data gradient. Learning follows the gradient, so "
+            "the large value by itself does no harm. Judge the training by the data "
+            "cost alone: CostMonitor logs it as data_loss.",
+        )
+
+
+def _no_op(
+    weights: Sequence[WeightReport], optimizer: dict[str, Any]
+) -> Iterator[Finding]:
+    """Weights that no step can change, in the arithmetic of their own dtype."""
+    below = [w for w in weights if _vanishes(w)]
+    if not below:
+        return
+    worst = min(below, key=lambda w: w.decay_per_step or w.gradient_ratio or 0.0)
+    if worst.coefficient == 0:
+        why = "its coefficient is 0"
+    elif worst.decay_per_step is not None:
+        rate = optimizer["learning_rate"]
+        at = "" if rate is None else f"at learning rate {rate:.2g} "
+        why = f"{at}one step changes it by {worst.decay_per_step:.2g} of itself"
+    else:
+        why = f"its gradient is {worst.gradient_ratio:.2g} times the data gradient"
+    yield Finding(
+        "no_op",
+        f"The penalty does nothing to {len(below)} of {len(weights)} weight tensors. "
+        f"For {worst.path}: {why}, and {worst.dtype} rounds away changes below "
+        f"{_resolution(worst.dtype):.2g}. Raise the strength; ScaledL2 can also divide "
+        "by less (power below 1).",
+    )
+
+
+def percent(share: float) -> str:
+    """A share in percent; 0 and 100 only where it is nothing or all."""
+    if 0 < share < 0.005:
+        return "<1%"
+    return ">99%" if 0.995 <= share < 1 else f"{share:.0%}"
+
+
+def _vanishes(weight: WeightReport) -> bool:
+    if weight.coefficient is None:
+        return False
+    if weight.coefficient == 0:
+        return True
+    effect = (
+        weight.gradient_ratio
+        if weight.decay_per_step is None
+        else weight.decay_per_step
+    )
+    return effect is not None and effect < _resolution(weight.dtype)
+
+
+def _resolution(dtype: str) -> float:
+    """Smallest relative change that does not round away: half the machine epsilon."""
+    if dtype == "bfloat16":  # NumPy has no bfloat16: 8 bits of precision
+        return 2.0**-8
+    return float(np.finfo(dtype).eps) / 2.0
+
+
+def _double_decay(
+    model: keras.Model, weights: Sequence[WeightReport], optimizer: dict[str, Any]
+) -> Iterator[Finding]:
+    decays = {v.path: weight_decay_of(model, v) for v in model.trainable_variables}
+    both = [w.path for w in weights if decays[w.path]]
+    if both:
+        yield Finding(
+            "double_decay",
+            f"{_tensors(both)} {_verb(both, 'decays', 'decay')} twice: by the L2 "
+            f"penalty and by {optimizer['name']}'s weight_decay="
+            f"{decays[both[0]]:g}. Use one of the two.",
+        )
+
+
+def _behind_batch_norm(
+    model: keras.Model, weights: Sequence[WeightReport]
+) -> Iterator[Finding]:
+    penalised = {w.path for w in weights}
+    behind = [
+        weight.variable.path
+        for weight in walk(model)
+        if weight.variable.path in penalised
+        and len(weight.variable.shape) > 1
+        and _feeds_only_batch_norm(weight.layer)
+    ]
+    if behind:
+        yield Finding(
+            "behind_batch_norm",
+            f"{_tensors(behind)} {_verb(behind, 'feeds', 'feed')} a "
+            "BatchNormalization, which undoes any scale: there the penalty does not "
+            "limit the function, it only sets the effective learning rate (van "
+            "Laarhoven 2017).",
+        )
+
+
+def _feeds_only_batch_norm(layer: keras.Layer) -> bool:
+    """Whether all that a linear layer gives goes straight into a normalisation."""
+    if getattr(layer, "activation", None) not in (None, keras.activations.linear):
+        return False
+    users = [node.operation for node in getattr(layer, "_outbound_nodes", [])]
+    return bool(users) and all(
+        isinstance(user, keras.layers.BatchNormalization) for user in users
+    )
+
+
+def _tensors(paths: Sequence[str]) -> str:
+    if len(paths) == 1:
+        return paths[0]
+    return f"{len(paths)} weight tensors such as {paths[0]}"
+
+
+def _verb(paths: Sequence[str], one: str, many: str) -> str:
+    return one if len(paths) == 1 else many

@@ -1,0 +1,327 @@
+"""The rules: each turns counts into the coefficient ``c`` of ``c * sum(w**2)``."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import keras
+
+from keras_scaled_l2.counts import elements
+from keras_scaled_l2.fans import fan_in_of_shape, parse_fans
+from keras_scaled_l2.fitting import current_learning_rate
+from keras_scaled_l2.rule import PACKAGE, Rule
+from keras_scaled_l2.validation import fraction, non_negative, positive, positive_count
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+@dataclasses.dataclass(frozen=True, repr=False)
+class ScaledL2(Rule):
+    """L2 penalty divided by a power of the number of weights.
+
+    Formula: ``c = strength / n**power``, penalty ``c * sum(w**2)``, gradient
+    ``2 * c * w``. With ``power=1`` the penalty is ``strength`` times the mean square
+    of the ``n`` weights, so its value does not grow with the model; its pull on
+    each weight weakens as ``1/n``. ``power=0`` is ``keras.regularizers.L2``. A pilot
+    (docs/theory) found the best plain coefficient to move with a power between 0
+    and 0.5 of the count: a full division is rarely what a network wants.
+
+    Args:
+        strength: Penalty per mean square weight; finite, 0 or more.
+        per: What ``n`` counts: the weights of the ``"tensor"``, of the ``"layer"``
+            that owns it, of the whole ``"model"`` (trainable weights that carry a
+            penalty, each once), or a number to divide by.
+        power: Exponent of ``n``; finite, 0 or more.
+        inferred_per: What ``bind`` counted for ``"layer"`` or ``"model"``; not for
+            the user to set.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> from keras_scaled_l2 import ScaledL2
+        >>> ScaledL2(0.5).coefficient((10, 5))
+        0.01
+    """
+
+    strength: float
+    per: Literal["tensor", "layer", "model"] | float = "tensor"
+    power: float = 1.0
+    _: dataclasses.KW_ONLY
+    inferred_per: int | None = None
+
+    inferable: ClassVar[Mapping[str, str]] = {
+        "per": "the number of weights to divide by"
+    }
+
+    def __post_init__(self) -> None:
+        """Checks the arguments and makes them plain Python numbers."""
+        set_ = object.__setattr__
+        set_(self, "strength", non_negative("strength", self.strength))
+        set_(self, "power", non_negative("power", self.power))
+        if isinstance(self.per, str):
+            if self.per not in ("tensor", "layer", "model"):
+                raise ValueError(
+                    f"per={self.per!r}: expected 'tensor', 'layer', 'model' or a "
+                    "number to divide by."
+                )
+        else:
+            set_(self, "per", positive("per", self.per))
+        if self.inferred_per is not None:
+            set_(
+                self, "inferred_per", positive_count("inferred_per", self.inferred_per)
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """``layer`` and ``model`` need a count that the tensor does not tell."""
+        return frozenset({"per"} if self.per in ("layer", "model") else ())
+
+    def resolve(self, counts: Mapping[str, Any]) -> Self:
+        """A copy that knows its layer's or model's count of weights."""
+        return super().resolve({"per": counts.get(f"{self.per}_weights")})
+
+    def coefficient(self, shape: Sequence[int | None]) -> float:
+        """``strength / n**power``; see ``Rule.coefficient``."""
+        if self.per == "tensor":
+            # An empty tensor has a penalty of 0 under any coefficient.
+            n: float = max(elements(shape), 1)
+        elif isinstance(self.per, str):
+            if self.inferred_per is None:
+                raise self._missing_error(
+                    "per", f"per=<number of weights in the {self.per}>"
+                )
+            n = self.inferred_per
+        else:
+            n = self.per
+        try:
+            divisor: float = float(n) ** self.power
+        except OverflowError:
+            return 0.0
+        return self._finite(self.strength / divisor if divisor else math.inf)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+@dataclasses.dataclass(frozen=True, repr=False)
+class SampleL2(Rule):
+    """The textbook's L2 penalty, ``lambda / (2 m) * sum(w**2)``.
+
+    Formula: ``c = strength / (2 * samples)``, gradient ``strength / samples * w``.
+    With a cost that is a mean over the examples this is the negative logarithm of
+    a fixed Gaussian prior (variance ``1 / strength``) divided by ``m``: the more
+    data, the less it weighs. ``strength=1/C`` is scikit-learn's
+    ``LogisticRegression(C=C)``.
+
+    Args:
+        strength: The textbook's lambda; finite, 0 or more.
+        samples: Number of training examples ``m``; counted by ``ApplyL2`` or
+            ``bind`` when left out.
+        inferred_samples: What ``bind`` counted; not for the user to set.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> from keras_scaled_l2 import SampleL2
+        >>> SampleL2(1.0, samples=50).coefficient((10, 5))
+        0.01
+
+    Source: Goodfellow, Bengio and Courville, Deep Learning (2016), 7.1.1, with the
+    mean over ``m`` examples written out; Hastie, Tibshirani and Friedman, Elements
+    of Statistical Learning (2009), eq. 3.41.
+    """
+
+    strength: float
+    samples: int | None = None
+    _: dataclasses.KW_ONLY
+    inferred_samples: int | None = None
+
+    inferable: ClassVar[Mapping[str, str]] = {
+        "samples": "the number of training examples"
+    }
+
+    def __post_init__(self) -> None:
+        """Checks the arguments and makes them plain Python numbers."""
+        object.__setattr__(self, "strength", non_negative("strength", self.strength))
+        _check_optional(self, positive_count, "samples")
+
+    def coefficient(self, shape: Sequence[int | None]) -> float:
+        """``strength / (2 * samples)``, the same for every shape."""
+        samples: int = self._count("samples")
+        return self.strength / (2.0 * samples)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+@dataclasses.dataclass(frozen=True, repr=False)
+class PriorL2(Rule):
+    """L2 penalty of a Gaussian prior whose scale follows the fan-in.
+
+    Formula: ``c = fan_in / (2 * std**2 * samples)``: the negative logarithm of the
+    prior ``w ~ Normal(0, std**2 / fan_in)``, per example, beside a cost that is the
+    mean negative log-likelihood. With it a unit's input has the same prior variance
+    whatever its number of inputs, as under He's or LeCun's initialisation.
+
+    Args:
+        std: Standard deviation of the prior on ``w * sqrt(fan_in)``; above 0.
+        samples: Number of training examples ``m``; counted when left out.
+        fan_in: Number of inputs that one unit sums. Default: what the layer tells
+            (``attach`` and ``bind`` look), else the shape as Keras's initializers
+            read it.
+        inferred_samples: What ``bind`` counted; not for the user to set.
+        inferred_fan_in: What ``bind`` found, by shape; not for the user to set.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> from keras_scaled_l2 import PriorL2
+        >>> PriorL2(1.0, samples=500).coefficient((10, 5))
+        0.01
+
+    Source: Neal, Bayesian Learning for Neural Networks (1996), 2.1; MacKay, A
+    Practical Bayesian Framework for Backpropagation Networks (1992).
+    """
+
+    std: float = 1.0
+    samples: int | None = None
+    fan_in: float | None = None
+    _: dataclasses.KW_ONLY
+    inferred_samples: int | None = None
+    inferred_fan_in: str | None = None
+
+    inferable: ClassVar[Mapping[str, str]] = {
+        "samples": "the number of training examples",
+        "fan_in": "the number of inputs of a unit",
+    }
+    optional: ClassVar[frozenset[str]] = frozenset({"fan_in"})
+
+    def __post_init__(self) -> None:
+        """Checks the arguments and makes them plain Python numbers."""
+        object.__setattr__(self, "std", float(positive("std", self.std)))
+        _check_optional(self, positive_count, "samples")
+        if self.fan_in is not None:
+            object.__setattr__(self, "fan_in", positive("fan_in", self.fan_in))
+        if self.inferred_fan_in is not None:
+            parse_fans(self.inferred_fan_in)
+
+    def coefficient(self, shape: Sequence[int | None]) -> float:
+        """``fan_in / (2 * std**2 * samples)``; see ``Rule.coefficient``."""
+        samples: int = self._count("samples")
+        fan_in = self.fan_in
+        if fan_in is None:
+            elements(shape)  # refuses unknown dimensions
+            sizes = tuple(int(d) for d in shape if d is not None)
+            known = parse_fans(self.inferred_fan_in or "")
+            fan_in = known.get(sizes, fan_in_of_shape(sizes))
+        # Divided by std twice: its square may not be a float.
+        return self._finite(fan_in / (2.0 * samples) / self.std / self.std)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+@dataclasses.dataclass(frozen=True, repr=False)
+class HalfLifeL2(Rule):
+    """L2 penalty under which a weight that nothing drives halves in some epochs.
+
+    Formula: ``c = ln 2 * b * (1 - mu) / (2 * lr * epochs * m)`` for gradient descent
+    with learning rate ``lr``, momentum ``mu``, batch size ``b`` and ``m`` examples:
+    each step multiplies the weight by ``1 - 2 c lr / (1 - mu)``, and an epoch has
+    ``m / b`` steps. Exact for ``keras.optimizers.SGD`` in the limit of small steps (the
+    half-life is many steps).
+
+    What moves the half-life: a learning-rate schedule (it holds at the rate of the
+    moment when the rule was bound, and grows as the rate falls; pass the mean rate as
+    ``learning_rate`` to fix the total decay of a run); gradient accumulation is counted
+    in (``b`` is then the examples per update); ``steps_per_execution`` changes nothing.
+
+    Args:
+        epochs: Half-life in epochs; above 0.
+        samples: Training examples ``m``; counted when left out.
+        batch_size: Examples per update ``b``; counted when left out.
+        learning_rate: Learning rate; read from the compiled optimizer when left out.
+        momentum: Momentum; read from the compiled optimizer when left out.
+        inferred_samples: What ``bind`` counted; not for the user to set. So are
+            ``inferred_batch_size``, ``inferred_learning_rate``, ``inferred_momentum``.
+
+    Raises:
+        ValueError: If an argument is outside its range, or (when bound) if the
+            optimizer is adaptive: it divides the penalty's gradient by the gradient's
+            size, so that there is no half-life. The error gives the decoupled
+            ``weight_decay`` to use instead.
+
+    Example:
+        >>> from keras_scaled_l2 import HalfLifeL2
+        >>> data = {"samples": 5000, "batch_size": 50}
+        >>> rule = HalfLifeL2(5, **data, learning_rate=0.1, momentum=0.9)
+        >>> round(rule.coefficient((10, 5)), 6)
+        0.000693
+
+    Source: the recursion of gradient descent on ``c * sum(w**2)``; for the time scale
+    under momentum, Goh, Why Momentum Really Works, Distill (2017).
+    """
+
+    epochs: float
+    samples: int | None = None
+    batch_size: float | None = None
+    learning_rate: float | None = None
+    momentum: float | None = None
+    _: dataclasses.KW_ONLY
+    inferred_samples: int | None = None
+    inferred_batch_size: float | None = None
+    inferred_learning_rate: float | None = None
+    inferred_momentum: float | None = None
+
+    inferable: ClassVar[Mapping[str, str]] = {
+        "samples": "the number of training examples",
+        "batch_size": "the number of examples per update",
+        "learning_rate": "the learning rate",
+        "momentum": "the momentum",
+    }
+
+    def __post_init__(self) -> None:
+        """Checks the arguments and makes them plain Python numbers."""
+        object.__setattr__(self, "epochs", float(positive("epochs", self.epochs)))
+        _check_optional(self, positive_count, "samples")
+        _check_optional(self, positive, "batch_size", "learning_rate")
+        _check_optional(self, fraction, "momentum")
+
+    def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Refuses all but ``keras.optimizers.SGD``; see ``Rule.check_optimizer``."""
+        if isinstance(optimizer, keras.optimizers.SGD):
+            return
+        name = type(optimizer).__name__
+        # These make the weights anew from a state that decay does not reach.
+        decaying = "AdamW" if name in ("Ftrl", "ScheduleFreeAdamW") else name
+        try:
+            m, b = self._count("samples"), self._count("batch_size")
+            lr = current_learning_rate(optimizer) or self._count("learning_rate")
+            decay = math.log(2.0) * b / (lr * self.epochs * m)
+            advice = f"{lr:.6g}, weight_decay={decay:.3g}"
+        except ValueError:
+            advice = (
+                "learning_rate, "
+                "weight_decay=ln 2 * batch_size / (learning_rate * epochs * samples)"
+            )
+        raise ValueError(
+            f"{self!r} has no half-life under {name}: expected keras.optimizers.SGD. "
+            f"{name} divides the penalty's gradient by the size of the gradient. For a "
+            f"half-life of {self.epochs:g} epochs remove the rule and use decoupled "
+            f"decay: keras.optimizers.{decaying}({advice})."
+        )
+
+    def coefficient(self, shape: Sequence[int | None]) -> float:
+        """``ln 2 * b * (1 - mu) / (2 * lr * epochs * m)``, the same for every shape."""
+        updates = self._count("samples") / self._count("batch_size")
+        decay = math.log(2.0) / self.epochs / self._count("learning_rate")
+        # Where the first is too small for a float, the second cannot help.
+        per_update = decay / updates if updates else math.inf
+        return self._finite(per_update * (1.0 - self._count("momentum")) / 2.0)
+
+
+def _check_optional(rule: Rule, check: Callable[[str, Any], Any], *names: str) -> None:
+    """Check fields that may be None, each with its inferred twin."""
+    for name in names:
+        for field in (name, f"inferred_{name}"):
+            if getattr(rule, field) is not None:
+                object.__setattr__(rule, field, check(field, getattr(rule, field)))

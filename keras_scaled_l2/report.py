@@ -1,0 +1,427 @@
+"""What a model's penalty is and does, in numbers, before the first step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_scaled_l2 import report_text
+from keras_scaled_l2.attach import check_built, resolved
+from keras_scaled_l2.costs import without_penalties
+from keras_scaled_l2.counts import Weight, elements
+from keras_scaled_l2.findings import Finding, find
+from keras_scaled_l2.fitting import (
+    accumulated_steps,
+    current_learning_rate,
+    plain_optimizer,
+)
+from keras_scaled_l2.gradients import (
+    Tensor,
+    loss_gradients,
+    sum_of_squares,
+    to_numpy,
+)
+from keras_scaled_l2.rule import Rule, effective_coefficient
+from keras_scaled_l2.units import convert
+from keras_scaled_l2.validation import positive_count
+
+_BATCH_SIZE = 256
+"""Examples of a forward pass, where nobody says how many a training step has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightReport:
+    """One penalised weight tensor; ``None`` where a number cannot be known."""
+
+    path: str
+    rule: str
+    """The rule as the user wrote it; of other regularizers the class."""
+    dtype: str
+    count: int
+    """Number of elements."""
+    sum_of_squares: float
+    coefficient: float | None
+    """The effective ``c`` of ``c * sum(w**2)``."""
+    penalty: float
+    share: float
+    """Of the penalties of all weights together."""
+    decay_per_step: float | None
+    """Part of itself that the weight loses in an update that nothing else drives."""
+    half_life: float | None
+    """Updates until it has halved so."""
+    gradient_ratio: float | None
+    """Norm of the penalty's gradient over norm of the data gradient."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CostReport:
+    """The report: ``str()`` is its text; also ``to_markdown()`` and ``to_dict()``."""
+
+    model: str
+    parameters: int
+    penalised: int
+    """Number of elements under a penalty."""
+    weights: tuple[WeightReport, ...]
+    cost: dict[str, float]
+    """``penalty``, and with data ``total``, ``data`` and ``penalty_share``."""
+    gradient_ratio: float | None
+    """Of all penalised weights together."""
+    optimizer: dict[str, float | str | None]
+    findings: tuple[Finding, ...]
+    elsewhere: dict[str, float]
+    """The same penalty in other conventions; empty if the coefficients differ."""
+    samples: int | None
+    """The number of training examples that was given."""
+    batch_size: int | None
+    """The number of examples of an update that was given."""
+
+    def __str__(self) -> str:
+        """The report as text."""
+        return report_text.as_text(self)
+
+    def to_markdown(self) -> str:
+        """The report as Markdown."""
+        return report_text.as_markdown(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def cost_report(
+    model: keras.Model,
+    x: Any = None,
+    y: Any = None,
+    *,
+    sample_weight: Any = None,
+    samples: int | None = None,
+    batch_size: int | None = None,
+) -> CostReport:
+    """What the penalty of a model is and does, before the first step.
+
+    The model is left as it is. With data the report also splits the cost and compares
+    gradients: the cost is that of all examples given, the gradient that of the first
+    ``batch_size`` of them, as one training step would see them; both with dropout off
+    and batch statistics frozen.
+
+    Args:
+        model: A built model; compiled, if data are given.
+        x: Inputs, as for ``fit``: an array, or a list or dict of arrays.
+        y: Targets; with ``x``, or neither.
+        sample_weight: As for ``fit``.
+        samples: Number of training examples, for the rules and conventions that depend
+            on it. Not taken from ``x``, which may be a part.
+        batch_size: Examples of a training step, likewise. Without it rules keep what
+            they were bound with, and data pass through the model 256 at a time.
+
+    Returns:
+        The report; print it.
+
+    Raises:
+        ValueError: If the model is not built, a rule lacks a count or has no meaning
+            under the model's optimizer, ``y`` is missing, or the model is not compiled
+            though data are given.
+        TypeError: If the model or the data are of no known kind.
+
+    Example:
+        >>> import keras
+        >>> from keras_scaled_l2 import cost_report
+        >>> l2 = keras.regularizers.L2(0.01)
+        >>> model = keras.Sequential(
+        ...     [keras.Input((4,)), keras.layers.Dense(2, kernel_regularizer=l2)]
+        ... )
+        >>> cost_report(model).weights[0].coefficient
+        0.01
+    """
+    check_built(model)
+    if batch_size is not None:
+        batch_size = positive_count("batch_size", batch_size)
+    if samples is not None:
+        samples = positive_count("samples", samples)
+    counts = {"samples": samples, "batch_size": batch_size}
+    rules = resolved(model, counts)
+    _check_optimizer(model, rules)
+    squares = [_number(sum_of_squares(weight.variable)) for weight, _ in rules]
+    penalties = [
+        _penalty(w, rule, s) for (w, rule), s in zip(rules, squares, strict=True)
+    ]
+    cost = {"penalty": math.fsum(penalties)}
+    data_norms: dict[int, float] = {}
+    if not (x is None and y is None and sample_weight is None):
+        _check_data(model, x, y)
+        arrays = _arrays(x, y, sample_weight)
+        size = batch_size or _BATCH_SIZE
+        with without_penalties(model), _left_alone(model):
+            cost = _split(cost["penalty"], _data_cost(model, arrays, size))
+            data_norms = _data_gradient_norms(model, arrays, size)
+    weights = tuple(
+        _weight_report(
+            weight,
+            rule,
+            square=square,
+            penalty=penalty,
+            all_penalties=cost["penalty"],
+            decay=_decay_of(model, weight.variable),
+            data_norms=data_norms,
+        )
+        for (weight, rule), square, penalty in zip(
+            rules, squares, penalties, strict=True
+        )
+    )
+    ratio = _overall_ratio(rules, squares, data_norms)
+    optimizer = _describe_optimizer(model)
+    return CostReport(
+        model=model.name,
+        parameters=sum(elements(v.shape) for v in model.weights),
+        penalised=sum(w.count for w in weights),
+        weights=weights,
+        cost=cost,
+        gradient_ratio=ratio,
+        optimizer=optimizer,
+        findings=tuple(find(model, weights, cost, ratio, optimizer)),
+        elsewhere=_elsewhere(
+            weights,
+            optimizer,
+            samples,
+            # Other libraries have no name for steps that share an update.
+            None if batch_size is None else batch_size * accumulated_steps(model),
+        ),
+        samples=samples,
+        batch_size=batch_size,
+    )
+
+
+def _check_optimizer(model: keras.Model, rules: Sequence[tuple[Weight, Any]]) -> None:
+    for weight, rule in rules:
+        optimizer = plain_optimizer(model, weight.variable)
+        if isinstance(rule, Rule) and optimizer is not None:
+            rule.check_optimizer(optimizer)
+
+
+def _weight_report(
+    weight: Weight,
+    rule: Any,
+    *,
+    square: float,
+    penalty: float,
+    all_penalties: float,
+    decay: float | None,
+    data_norms: dict[int, float],
+) -> WeightReport:
+    variable = weight.variable
+    c = effective_coefficient(rule, variable.shape)
+    c = None if c is None else _number(c)
+    per_step = None if decay is None or c is None else c * decay
+    data = data_norms.get(id(variable))
+    return WeightReport(
+        path=variable.path,
+        rule=_name(rule),
+        dtype=keras.backend.standardize_dtype(variable.dtype),
+        count=elements(variable.shape),
+        sum_of_squares=square,
+        coefficient=c,
+        penalty=penalty,
+        share=penalty / all_penalties if all_penalties > 0 else 0.0,
+        decay_per_step=per_step,
+        half_life=_half_life(per_step),
+        gradient_ratio=(
+            2.0 * c * math.sqrt(square) / data if c is not None and data else None
+        ),
+    )
+
+
+def _half_life(decay: float | None) -> float | None:
+    """Steps until ``(1 - decay)**steps`` is one half."""
+    if not decay or decay >= 1:
+        return None
+    return -math.log(2.0) / math.log1p(-decay)
+
+
+def _decay_of(model: keras.Model, variable: keras.Variable) -> float | None:
+    """Decay per step and unit of ``c``: ``2 lr / (1 - mu)`` for SGD, else none."""
+    optimizer = plain_optimizer(model, variable)
+    if not isinstance(optimizer, keras.optimizers.SGD):
+        return None
+    rate = current_learning_rate(optimizer) or 0.0
+    return 2.0 * rate / (1.0 - float(optimizer.momentum))
+
+
+def _describe_optimizer(model: keras.Model) -> dict[str, float | str | None]:
+    optimizer = plain_optimizer(model)
+    if optimizer is None:
+        return {}
+    momentum = getattr(optimizer, "momentum", None)
+    weight_decay = getattr(optimizer, "weight_decay", None)
+    return {
+        "name": type(optimizer).__name__,
+        "learning_rate": current_learning_rate(optimizer),
+        "momentum": None if momentum is None else float(momentum),
+        "weight_decay": None if weight_decay is None else float(weight_decay),
+    }
+
+
+def _penalty(weight: Weight, rule: Any, square: float) -> float:
+    c = effective_coefficient(rule, weight.variable.shape)
+    return _number(rule(weight.variable.value)) if c is None else _number(c) * square
+
+
+def _split(penalty: float, data: float) -> dict[str, float]:
+    total = data + penalty
+    share = penalty / total if total > 0 else 0.0
+    return {"total": total, "data": data, "penalty": penalty, "penalty_share": share}
+
+
+def _overall_ratio(
+    rules: Sequence[tuple[Weight, Any]],
+    squares: Sequence[float],
+    data_norms: dict[int, float],
+) -> float | None:
+    penalty = data = 0.0
+    for (weight, rule), square in zip(rules, squares, strict=True):
+        c = effective_coefficient(rule, weight.variable.shape)
+        if c is not None and id(weight.variable) in data_norms:
+            penalty += (2.0 * _number(c)) ** 2 * square
+            data += data_norms[id(weight.variable)] ** 2
+    return math.sqrt(penalty / data) if data > 0 else None
+
+
+def _elsewhere(
+    weights: Sequence[WeightReport],
+    optimizer: dict[str, float | str | None],
+    samples: int | None,
+    batch_size: int | None,
+) -> dict[str, float]:
+    coefficients = {weight.coefficient for weight in weights}
+    if len(coefficients) != 1 or None in coefficients:
+        return {}
+    (c,) = coefficients
+    known: dict[str, Any] = {"samples": samples, "batch_size": batch_size}
+    targets = ["torch"]
+    if samples is not None:
+        targets += ["textbook", "logistic_c", "ridge", "prior_std"]
+    if batch_size is not None:
+        targets.append("sklearn_mlp")
+    if optimizer.get("name") == "SGD" and optimizer["learning_rate"]:
+        known["learning_rate"] = optimizer["learning_rate"]
+        known["momentum"] = optimizer["momentum"]
+        targets.append("decoupled")
+        if samples is not None and batch_size is not None:
+            targets.append("half_life")
+    return {name: convert(c or 0.0, "keras", name, **known) for name in targets}
+
+
+def _check_data(model: keras.Model, x: Any, y: Any) -> None:
+    if x is None or y is None:
+        named = {"x": x, "y": y, "sample_weight": None}
+        missing = " and ".join(n for n in ("x", "y") if named[n] is None)
+        raise ValueError(
+            f"Data are given, but {missing} not: expected x and y, to compute the "
+            "data cost, or no data."
+        )
+    if not getattr(model, "compiled", False):
+        raise ValueError(
+            f"The model {model.name!r} is not compiled, and the data cost needs "
+            "its loss: call model.compile(optimizer, loss) first, or report without "
+            "data."
+        )
+
+
+def _arrays(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+    arrays = (x, y, sample_weight)
+    for name, data in (("x", x), ("y", y)):
+        if not keras.tree.flatten(data):
+            raise ValueError(f"{name}={data!r} holds no array: expected at least one.")
+    leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
+    for leaf in leaves:
+        if not len(getattr(leaf, "shape", ())):
+            raise TypeError(
+                f"x, y and sample_weight hold an object of type {type(leaf).__name__}: "
+                "expected arrays or tensors, or lists or dicts of them. Of a data set "
+                "or a generator pass one batch."
+            )
+    lengths = {len(leaf) for leaf in leaves}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            f"x, y and sample_weight have {sorted(lengths)} examples: expected the "
+            "same number in each, 1 or more."
+        )
+    return arrays
+
+
+def _data_cost(
+    model: keras.Model, arrays: tuple[Any, Any, Any], batch_size: int
+) -> float:
+    """Mean data cost of all examples, batch by batch as ``evaluate`` takes it."""
+    count = len(next(leaf for leaf in keras.tree.flatten(arrays) if leaf is not None))
+    total = 0.0
+    for start in range(0, count, batch_size):
+        stop = min(start + batch_size, count)
+        total += _number(_data_loss(model, arrays, start, stop)) * (stop - start)
+    return total / count
+
+
+def _data_gradient_norms(
+    model: keras.Model, arrays: tuple[Any, Any, Any], batch_size: int
+) -> dict[int, float]:
+    gradients = loss_gradients(model, lambda: _data_loss(model, arrays, 0, batch_size))
+    return {
+        id(variable): 0.0 if g is None else math.sqrt(_number(sum_of_squares(g)))
+        for variable, g in zip(model.trainable_variables, gradients, strict=True)
+    }
+
+
+def _data_loss(
+    model: keras.Model, arrays: tuple[Any, Any, Any], start: int, stop: int
+) -> Tensor:
+    x, y, sample_weight = keras.tree.map_structure(
+        lambda a: None if a is None else ops.convert_to_tensor(a[start:stop]), arrays
+    )
+    arguments = {"x": x, "y": y, "sample_weight": sample_weight}
+    arguments["y_pred"] = (
+        model(x, training=False) if model._call_has_training_arg else model(x)
+    )
+    if model._compute_loss_has_training_arg:
+        arguments["training"] = False
+    return model.compute_loss(**arguments)
+
+
+@contextlib.contextmanager
+def _left_alone(model: keras.Model) -> Iterator[None]:
+    """What a forward pass may change as it was before: states, metrics, losses."""
+    # Not the frozen weights: no forward pass changes them, and they may be many.
+    frozen = {
+        id(v) for layer in model._flatten_layers() for v in layer._trainable_variables
+    }
+    changing = (*model.non_trainable_variables, *model.metrics_variables)
+    variables = [v for v in changing if id(v) not in frozen]
+    before = [to_numpy(v) for v in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+        # Keras makes some metrics when it first computes the loss.
+        known = {id(v) for v in variables}
+        for metric in model.metrics:
+            if not known.issuperset(map(id, metric.variables)):
+                metric.reset_state()
+        # Of layers that add losses in their call; the next call makes them anew.
+        model._clear_losses()
+
+
+def _name(rule: Any) -> str:
+    if isinstance(rule, Rule):
+        inferred = {f"inferred_{name}": None for name in rule.inferable}
+        return repr(dataclasses.replace(rule, **inferred))
+    name = getattr(rule, "__name__", type(rule).__name__)
+    return str(name)
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, float) else float(to_numpy(value))

@@ -1,0 +1,50 @@
+"""Checks of numbers that users pass: what came, what was expected, the remedy."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+
+def non_negative(name: str, value: Any) -> float:
+    """``value`` as a float, if it is a finite number of 0 or more."""
+    number = _number(name, value)
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{name}={value!r}: expected a finite number, 0 or more.")
+    return number
+
+
+def positive(name: str, value: Any) -> float:
+    """``value`` as a float (an int stays one), if it is finite and above 0."""
+    number = _number(name, value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name}={value!r}: expected a finite number above 0.")
+    return int(value) if isinstance(value, numbers.Integral) else number
+
+
+def fraction(name: str, value: Any) -> float:
+    """``value`` as a float, if it is 0 or more and below 1."""
+    number = _number(name, value)
+    if not 0 <= number < 1:
+        raise ValueError(f"{name}={value!r}: expected a number of 0 or more, below 1.")
+    return number
+
+
+def positive_count(name: str, value: Any) -> int:
+    """``value`` as an int, if it is a whole number of 1 or more."""
+    number = _number(name, value)
+    if not (math.isfinite(number) and number >= 1 and number == int(number)):
+        raise ValueError(f"{name}={value!r}: expected a whole number, 1 or more.")
+    return int(value)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(
+            f"{name}={value!r} is of type {type(value).__name__}: expected a number."
+        )
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
