@@ -1,0 +1,321 @@
+"""Arms: what a name stands for, and the twin of a network with dropout."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_scaled_l2 import SampleL2, ScaledL2
+from keras_scaled_l2.experiments.arms import (
+    DEFAULT_ARMS,
+    DEFAULT_L2,
+    Arm,
+    named_arms,
+)
+from keras_scaled_l2.experiments.coefficients import coefficients
+from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.twin import matching_weights, with_dropout
+
+L = keras.layers
+
+# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+
+def rule_of(arm):
+    return keras.saving.deserialize_keras_object(arm.config)
+
+
+def named(*names, **options):
+    return {arm.name: arm for arm in named_arms(names, **options)}
+
+
+def test_names_stand_for_these_rules():
+    arms = named(*DEFAULT_ARMS)
+    assert list(arms) == list(DEFAULT_ARMS)
+    assert arms["none"].rule is None
+    assert rule_of(arms["l2"]) == ScaledL2(2.5e-4, per=1)
+    assert rule_of(arms["scaled"]) == ScaledL2(2.5e-4 * 512 * 512)
+    assert rule_of(arms["sample"]) == rule_of(arms["sample+dropout"]) == SampleL2(6.0)
+    assert arms["dropout"].rule is None
+    assert [arms[n].dropout for n in DEFAULT_ARMS] == [0, 0, 0, 0, 0.5, 0.5]
+
+
+def test_named_rule_is_the_config_that_keras_writes():
+    for arm in named_arms(["l2", "scaled", "sample"]):
+        written = keras.saving.serialize_keras_object(rule_of(arm))
+        assert arm.config == written
+
+
+def test_dropout_joins_with_any_penalty_in_any_order():
+    arms = named("dropout+l2", "scaled+dropout", dropout=0.2)
+    assert rule_of(arms["dropout+l2"]) == ScaledL2(DEFAULT_L2, per=1)
+    assert arms["scaled+dropout"].dropout == 0.2
+
+
+def test_scaled_pulls_the_largest_kernel_as_l2_does():
+    model = keras.Sequential([keras.Input((8,)), L.Dense(16), L.Dense(2)])
+    (arm,) = named_arms(["scaled"], largest=128)
+    found = list(coefficients(model, arm, samples=10, batch_size=2).values())
+    assert found == [pytest.approx(DEFAULT_L2), pytest.approx(DEFAULT_L2 * 128 / 32)]
+
+
+def test_strength_of_a_whole_name_goes_before_that_of_its_penalty():
+    arms = named(
+        "sample", "sample+dropout", "l2", strengths={"sample": 2, "sample+dropout": 3}
+    )
+    assert rule_of(arms["sample"]) == SampleL2(2.0)
+    assert rule_of(arms["sample+dropout"]) == SampleL2(3.0)
+    assert rule_of(arms["l2"]) == ScaledL2(DEFAULT_L2, per=1)
+    both = named("sample", "sample+dropout", strengths={"sample": 2})
+    assert rule_of(both["sample+dropout"]) == SampleL2(2.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([], "no arms"),
+        (["none", "l3"], "unknown arm 'l3': did you mean 'l2'"),
+        (["l2+dropuot"], "did you mean 'l2\\+dropout'"),
+        (["l2", "l2"], "more than once"),
+        (["l2+sample"], "at most one penalty"),
+        (["l2+l2"], "no part twice"),
+        (["none+dropout"], "cannot be joined"),
+        ([""], "unknown arm ''"),
+    ],
+)
+def test_names_without_meaning_are_refused(names, expected):
+    with pytest.raises(InputError, match=expected):
+        named_arms(names)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), True, "1"])
+def test_strength_out_of_range_is_refused(value):
+    with pytest.raises(InputError, match="expected a finite number, 0 or more"):
+        named_arms(["l2"], {"l2": value})
+
+
+@pytest.mark.parametrize(
+    ("strengths", "expected"),
+    [
+        ({"sample": 1.0}, "unknown arm in a strength 'sample'"),
+        ({"dropout": 0.5}, "no penalty. Give the rate with --dropout"),
+        ({"none": 1.0}, "no penalty"),
+        ({"l3": 1.0}, "did you mean 'l2'"),
+    ],
+)
+def test_strength_for_no_arm_is_refused(strengths, expected):
+    with pytest.raises(InputError, match=expected):
+        named_arms(["none", "l2", "dropout"], strengths)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan"), "half", True])
+def test_dropout_rate_out_of_range_is_refused(rate):
+    with pytest.raises(InputError, match="dropout rate"):
+        named_arms(["dropout"], dropout=rate)
+
+
+def test_arm_keeps_a_rule_as_its_config():
+    arm = Arm("mine", ScaledL2(3.0, per="model"), dropout=0.1)
+    assert arm == Arm(
+        "mine", keras.saving.serialize_keras_object(ScaledL2(3.0, "model")), 0.1
+    )
+    assert rule_of(arm) == ScaledL2(3.0, per="model")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "two words", 3])
+def test_arm_name_that_is_no_file_name_is_refused(name):
+    with pytest.raises(InputError, match="arm name"):
+        Arm(name)
+
+
+def test_arm_with_something_else_for_a_rule_is_refused():
+    with pytest.raises(InputError, match="expected a regularizer"):
+        Arm("mine", rule="l2")
+
+
+def test_coefficients_leave_the_model_as_it_was():
+    model = keras.Sequential([keras.Input((3,)), L.Dense(4), L.Dense(2)])
+    found = coefficients(model, Arm("x", SampleL2(6.0)), samples=30, batch_size=5)
+    assert list(found.values()) == [0.1, 0.1]
+    assert [v.regularizer for v in model.weights] == [None] * 4
+    assert model.layers[0].kernel_regularizer is None
+    assert coefficients(model, Arm("none"), samples=30, batch_size=5) == {}
+
+
+def test_rule_that_is_no_multiple_of_the_sum_of_squares_is_refused():
+    model = keras.Sequential([keras.Input((3,)), L.Dense(4)])
+    with pytest.raises(InputError, match="not of the form"):
+        coefficients(
+            model, Arm("x", keras.regularizers.L1(0.1)), samples=3, batch_size=1
+        )
+
+
+def sequential():
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            L.Conv2D(4, 3, activation="relu", name="conv"),
+            L.BatchNormalization(name="norm"),
+            L.Activation("tanh", name="tanh"),
+            L.Flatten(name="flatten"),
+            L.Dense(5, name="linear"),
+            L.Dense(5, activation="gelu", name="gelu"),
+            L.Dense(3, activation="softmax", name="output"),
+        ]
+    )
+
+
+def residual():
+    """Branches, a shared layer, a residual sum with its own activation."""
+    x = keras.Input((4,), name="x")
+    shared = L.Dense(4, activation="relu", name="shared")
+    first = shared(x)
+    second = shared(first)
+    total = L.Add(name="sum")([first, second])
+    joined = L.ReLU(name="joined")(total)
+    return keras.Model(x, L.Dense(2, name="output")(joined))
+
+
+def values(model):
+    return [np.array(keras.ops.convert_to_numpy(v.value)) for v in model.weights]
+
+
+def dropouts(model):
+    """Name of each Dropout -> name of the layer before it."""
+    found = {}
+    for layer in model.layers:
+        if isinstance(layer, L.Dropout):
+            found[layer.name] = layer.input._keras_history.operation.name
+    return found
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (sequential, {"conv", "tanh", "gelu"}),
+        (residual, {"shared", "joined"}),
+    ],
+)
+def test_twin_has_dropout_behind_hidden_non_linearities_only(make, expected):
+    twin = with_dropout(make(), 0.3)
+    assert set(dropouts(twin).values()) == expected
+    assert all(x.rate == 0.3 for x in twin.layers if isinstance(x, L.Dropout))
+
+
+def binary():
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            L.Dense(3, activation="relu", name="hidden"),
+            L.Dense(1, activation="sigmoid", name="output"),
+        ]
+    )
+
+
+def scaled_output():
+    """The last weights are followed by a non-linearity and a layer without weights."""
+    x = keras.Input((4,))
+    hidden = L.Dense(3, activation="relu", name="hidden")(x)
+    output = L.Dense(2, activation="relu", name="output")(hidden)
+    return keras.Model(x, L.Rescaling(2.0, name="scale")(output))
+
+
+@pytest.mark.parametrize("make", [binary, scaled_output])
+def test_output_layer_with_a_non_linearity_gets_no_dropout(make):
+    assert set(dropouts(with_dropout(make(), 0.5)).values()) == {"hidden"}
+
+
+def test_each_call_of_a_shared_layer_gets_dropout_of_its_own():
+    found = dropouts(with_dropout(residual(), 0.3))
+    assert list(found.values()).count("shared") == 2
+
+
+def test_layer_that_is_hidden_and_output_keeps_its_output_whole():
+    x = keras.Input((3,))
+    shared = L.Dense(3, activation="relu", name="shared")
+    twin = with_dropout(keras.Model(x, shared(shared(x))), 0.5)
+    assert len(dropouts(twin)) == 1
+    assert twin.output._keras_history.operation.name == "shared"
+
+
+@pytest.mark.parametrize("make", [sequential, residual])
+def test_twin_has_the_same_weights_and_leaves_the_model_alone(make):
+    model = make()
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.random(w.shape).astype("float32") for w in values(model)])
+    before = values(model)
+    config, names = model.get_config(), [layer.name for layer in model.layers]
+    twin = with_dropout(model, 0.5)
+    pairs = list(matching_weights(model, twin))
+    assert len(pairs) == len(model.weights) == len(twin.weights)
+    for source, target in pairs:
+        assert source is not target
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(source.value),
+            keras.ops.convert_to_numpy(target.value),
+        )
+    x = rng.random((8, *model.input_shape[1:])).astype("float32")
+    plain = keras.ops.convert_to_numpy(model(x, training=False))
+    np.testing.assert_array_equal(
+        plain, keras.ops.convert_to_numpy(twin(x, training=False))
+    )
+    twin.set_weights([w + 1 for w in values(twin)])
+    for old, new in zip(before, values(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert model.get_config() == config
+    assert [layer.name for layer in model.layers] == names
+
+
+def test_twin_drops_in_training():
+    twin = with_dropout(residual(), 0.5)
+    x = np.ones((64, 4), "float32")
+    outputs = keras.ops.convert_to_numpy(twin(x, training=True))
+    assert len(np.unique(outputs.round(5), axis=0)) > 1
+
+
+def test_seed_sets_the_masks_and_gives_each_dropout_its_own():
+    seeds = [
+        [
+            x.seed
+            for x in with_dropout(residual(), 0.5, seed=s).layers
+            if hasattr(x, "seed")
+        ]
+        for s in (1, 1, 2)
+    ]
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds[0] + seeds[2])) == 6
+
+
+def test_where_chooses_the_layers():
+    model = sequential()
+    by_layer = with_dropout(model, 0.5, where=[model.get_layer("linear")])
+    by_predicate = with_dropout(model, 0.5, where=lambda layer: layer.name == "linear")
+    for twin in (by_layer, by_predicate):
+        assert set(dropouts(twin).values()) == {"linear"}
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = L.Dense(2)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def test_models_that_cannot_be_rewritten_are_refused_with_a_remedy():
+    subclassed = Subclassed()
+    subclassed(np.ones((1, 3), "float32"))
+    inner = keras.Sequential([keras.Input((3,)), L.Dense(2, activation="relu")])
+    nested = keras.Sequential([keras.Input((3,)), inner, L.Dense(2)])
+    linear = keras.Sequential([keras.Input((3,)), L.Dense(4), L.Dense(2)])
+    for model, expected in (
+        (subclassed, "put Dropout in by hand"),
+        (nested, "put its layers into the outer model"),
+        (linear, "no hidden non-linearity"),
+        (keras.Sequential([L.Dense(2)]), "expected a built"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            with_dropout(model, 0.5)

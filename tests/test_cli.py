@@ -1,0 +1,193 @@
+"""The command: what it prints, writes and returns, and its one line on a mistake."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_scaled_l2 import cli
+from keras_scaled_l2.experiments.plan import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_EPOCHS,
+    DEFAULT_LEARNING_RATES,
+    DEFAULT_SEEDS,
+)
+from keras_scaled_l2.experiments.records import Comparison, read_json
+from keras_scaled_l2.experiments.training import Trainer
+
+# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The arguments of a comparison of a second, of 48 examples to train on."""
+    x = np.random.default_rng(0).normal(size=(80, 3))
+    path = tmp_path / "small.npz"
+    np.savez(path, x_train=x, y_train=(x[:, 0] > 0).astype(int))
+    options = "--hidden 4 --epochs 1 --batch-size 16 --arms none"
+    return ["compare", "--problem", str(path), *options.split()]
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Fails the test if any training starts."""
+    for name in ("run", "warm_up"):
+        monkeypatch.setattr(Trainer, name, lambda *_, **__: pytest.fail("trained"))
+
+
+def test_compare_prints_the_table_and_writes_the_files(small, tmp_path, capsys):
+    directory = tmp_path / "runs"
+    arguments = ["--arms", "none,l2", "--strength", "l2=0.5", "--directory"]
+    assert cli.main([*small, "--seeds", "1", *arguments, str(directory)]) == 0
+    printed = capsys.readouterr()
+    saved = Comparison.from_dict(read_json(directory / "comparison.json"))
+    assert printed.out.startswith(saved.table())
+    assert f"tensorboard --logdir {directory}" in printed.out
+    assert [arm.name for arm in saved.arms] == ["none", "l2"]
+    assert saved["l2"].rule["config"]["strength"] == 0.5
+    assert len(printed.err.splitlines()) == 2
+
+
+def test_quiet_shows_the_table_only(small, tmp_path, capsys):
+    arguments = ["--seeds", "1", "--quiet", "--directory", str(tmp_path)]
+    assert cli.main([*small, *arguments]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "none" in printed.out
+
+
+def test_every_option_reaches_the_comparison(tmp_path):
+    path = tmp_path / "data.npz"
+    x = 1000 * np.random.default_rng(0).normal(size=(30, 3))
+    np.savez(path, x_train=x, y_train=np.arange(30) % 2.0)
+    arguments = (
+        f"--problem {path} --task regression --standardise --hidden 4,3 "
+        "--arms sample+dropout --seeds 2 --epochs 1 --batch-size 7 --strength sample=2 "
+        f"--dropout 0.25 --optimizer adam --learning-rate 0.5 --quiet "
+        f"--directory {tmp_path / 'out'}"
+    )
+    assert cli.main(["compare", *arguments.split()]) == 0
+    saved = Comparison.from_dict(read_json(tmp_path / "out" / "comparison.json"))
+    assert saved.architecture == "dense 3-4-3-1 (relu)"
+    assert (saved.epochs, saved.batch_size) == (1, 7)
+    assert saved.optimizer["class_name"] == "Adam"
+    assert saved.optimizer["config"]["learning_rate"] == 0.5
+    (arm,) = saved.arms
+    assert (arm.dropout, len(arm.runs)) == (0.25, 2)
+    assert set(arm.coefficients.values()) == {2 / (2 * 18)}
+    # Only scaled features start with a cost of this order.
+    assert arm.runs[0].starting_cost.data < 10
+
+
+def wrong(tmp_path):
+    """Case -> arguments, and a part of the line that they must end in."""
+    file = tmp_path / "file"
+    file.write_text("text")
+    damaged = tmp_path / "damaged.npz"
+    damaged.write_bytes(b"PK damaged")
+    short = tmp_path / "short.npz"
+    np.savez(short, x_train=np.ones((3, 2)), y_train=np.zeros(2, int))
+    only_x = tmp_path / "only_x.npz"
+    np.savez(only_x, x_train=np.ones((3, 2)))
+    return {
+        "arm": ("--arms none,scalde", "unknown arm 'scalde': did you mean 'scaled'?"),
+        "problem": ("--problem digit", "did you mean 'digits'?"),
+        "negative": ("--strength l2=-1", "strength l2=-1.0"),
+        "nan": ("--strength l2=nan", "expected a finite number"),
+        "infinite": ("--strength l2=inf", "expected a finite number"),
+        "no number": ("--strength l2=much", "expected ARM=VALUE"),
+        "no arm": ("--strength 0.1", "expected ARM=VALUE"),
+        "strength of dropout": ("--strength dropout=0.1", "--dropout"),
+        "rate": ("--dropout 1", "dropout rate 1.0"),
+        "hidden": ("--hidden 512,x", "whole numbers joined by commas"),
+        "zero hidden": ("--hidden 0", "hidden units 0"),
+        "seeds": ("--seeds 0", "seeds 0"),
+        "epochs": ("--epochs -3", "epochs -3"),
+        "batch": ("--batch-size 1.5", "invalid int value: '1.5'"),
+        "rate of learning": ("--learning-rate 0", "learning rate 0.0"),
+        "missing file": (f"--problem {tmp_path}/no.npz", "there is no file"),
+        "damaged file": (f"--problem {damaged}", "cannot read"),
+        "lengths": (f"--problem {short}", "has 3 examples and y_train has 2"),
+        "missing array": (f"--problem {only_x}", "has no array 'y_train'"),
+        "directory is a file": (f"--directory {file}", "cannot be written"),
+        "directory in a file": (f"--directory {file}/in", "cannot be written"),
+        "unknown option": ("--epoch-count 3", "unrecognized arguments"),
+    }
+
+
+@pytest.mark.usefixtures("untrained")
+def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for case, (arguments, expected) in wrong(tmp_path).items():
+        code = cli.main(["compare", "--problem", "breast-cancer", *arguments.split()])
+        printed = capsys.readouterr()
+        assert code == 2, case
+        assert printed.out == "", case
+        (line,) = printed.err.splitlines()
+        assert line.startswith("keras-scaled-l2: error: "), case
+        assert expected in line, case
+
+
+@pytest.mark.parametrize("arguments", [[], ["compere"], ["--wrong"]])
+def test_wrong_command_is_one_line_and_exit_code_2(arguments, capsys):
+    assert cli.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("keras-scaled-l2: error: ")
+
+
+def test_help_gives_the_defaults_that_hold(capsys):
+    assert cli.main(["compare", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for option, default in (
+        ("--seeds N", DEFAULT_SEEDS),
+        ("--epochs N", DEFAULT_EPOCHS),
+        ("--batch-size N", DEFAULT_BATCH_SIZE),
+        ("--dropout RATE", 0.5),
+    ):
+        assert re.search(rf"{option} [^(]*\(default: {default}\)", shown), option
+    rates = DEFAULT_LEARNING_RATES
+    assert f"{rates['sgd']} for sgd, {rates['adam']} for adam" in shown
+
+
+def test_ctrl_c_is_one_line_and_loses_no_finished_run(small, tmp_path):
+    # In a process of its own: the signal must come from outside, and nothing but the
+    # command has imported the rules.
+    command = [sys.executable, "-m", "keras_scaled_l2", *small, "--arms", "l2,none"]
+    process = subprocess.Popen(
+        [*command, "--seeds", "100000", "--directory", str(tmp_path)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "KERAS_BACKEND": keras.config.backend()},
+    )
+    lines = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("[3/"):
+                process.send_signal(signal.SIGINT)
+                break
+        out, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, "".join(lines) + rest
+    assert "Traceback" not in rest
+    last = rest.splitlines()[-1]
+    found = re.fullmatch(
+        r"keras-scaled-l2: interrupted: (\d+) of 200000 runs are finished and saved in "
+        rf"{re.escape(str(tmp_path))}/comparison\.json",
+        last,
+    )
+    assert found, rest
+    saved = Comparison.from_dict(read_json(tmp_path / "comparison.json"))
+    assert sum(len(arm.runs) for arm in saved.arms) == int(found[1]) >= 3
+    assert out == ""

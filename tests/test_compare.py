@@ -1,0 +1,346 @@
+"""The comparison as a whole: fair, repeatable, and never lost."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import tempfile
+
+import keras
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from keras_scaled_l2 import CostMonitor, ScaledL2
+from keras_scaled_l2.experiments import Arm, Comparison, compare
+from keras_scaled_l2.experiments.arrays import checked
+from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.problems import Source, split
+from keras_scaled_l2.experiments.progress import Bar, Lines, Silent, choose
+from keras_scaled_l2.experiments.records import read_json
+from keras_scaled_l2.experiments.training import Trainer
+
+# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+ARMS = ("none", "l2", "sample+dropout")
+
+
+def tiny_problem():
+    """80 examples, 48 of them to train on: few shapes, and so little to compile."""
+    x = np.random.default_rng(0).normal(size=(80, 6))
+    arrays = {"x_train": x, "y_train": (x[:, 0] > 0).astype(int)}
+    return Source("tiny", checked(arrays, name="tiny")).split(0)
+
+
+def small(**options):
+    return compare(
+        **{
+            "problem": tiny_problem(),
+            "batch_size": 16,
+            "arms": ARMS,
+            "hidden": (8,),
+            "epochs": 2,
+            "seeds": 2,
+            "progress": False,
+            **options,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """One comparison that several tests look at, and its directory."""
+    folder = tmp_path_factory.mktemp("made") / "deep" / "folder"
+    return small(directory=folder), folder
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A comparison without a directory, its lines, and the folder it ran in."""
+    folder, stream = tmp_path_factory.mktemp("quick"), io.StringIO()
+    with contextlib.chdir(folder):
+        comparison = small(
+            problem=split(tiny_problem(), 3),
+            arms=["none", "l2"],
+            seeds=1,
+            epochs=1,
+            progress=Lines(stream),
+        )
+    return comparison, stream.getvalue().splitlines(), folder
+
+
+def without_seconds(comparison):
+    arms = [
+        dataclasses.replace(
+            arm, runs=tuple(dataclasses.replace(run, seconds=0.0) for run in arm.runs)
+        )
+        for arm in comparison.arms
+    ]
+    return dataclasses.replace(comparison, arms=tuple(arms))
+
+
+def test_every_arm_is_run_from_every_seed(made):
+    comparison, _ = made
+    assert [arm.name for arm in comparison.arms] == list(ARMS)
+    for arm in comparison.arms:
+        assert [run.seed for run in arm.runs] == [0, 1]
+    assert comparison.weights == 6 * 8 + 8 + 8 + 1
+    assert comparison.architecture == "dense 6-8-1 (relu)"
+    assert comparison.backend == keras.config.backend()
+    assert comparison.samples == {"train": 48, "validation": 16, "test": 16}
+    assert comparison.optimizer["config"]["learning_rate"] == 0.05
+
+
+def test_arms_of_a_seed_start_from_the_same_weights(made):
+    comparison, _ = made
+    for index in (0, 1):
+        starts = {arm.runs[index].starting_cost.data for arm in comparison.arms}
+        assert len(starts) == 1
+    costs = [run.starting_cost.data for run in comparison["none"].runs]
+    assert costs[0] != costs[1]
+
+
+def test_starting_cost_has_the_penalty_of_the_rule(made):
+    comparison, _ = made
+    c = comparison["l2"].coefficients
+    assert set(c.values()) == {2.5e-4}
+    assert len(c) == 2
+    sample = comparison["sample+dropout"]
+    assert list(sample.coefficients.values()) == pytest.approx([6 / (2 * 48)] * 2)
+    for one, other in zip(comparison["l2"].runs, sample.runs, strict=True):
+        ratio = other.starting_cost.penalty / one.starting_cost.penalty
+        assert ratio == pytest.approx(6 / (2 * 48) / 2.5e-4, rel=1e-5)
+    assert comparison["none"].coefficients == {}
+    assert comparison["none"].runs[0].starting_cost.penalty == 0
+
+
+def test_same_call_gives_the_same_numbers(made):
+    comparison, _ = made
+    np.random.default_rng(5).random()
+    keras.random.normal((3,))
+    assert without_seconds(small()) == without_seconds(comparison)
+
+
+def test_directory_holds_json_page_and_curves(made):
+    comparison, folder = made
+    assert Comparison.from_dict(read_json(folder / "comparison.json")) == comparison
+    assert (folder / "comparison.md").read_text() == comparison.to_markdown()
+    for arm in ARMS:
+        for seed in (0, 1):
+            for part in ("train", "validation"):
+                place = folder / "tensorboard" / arm / f"seed-{seed}" / part
+                (events,) = place.glob("events.out.tfevents*")
+                tags = {
+                    value.tag
+                    for event in EventFileLoader(str(events)).Load()
+                    for value in event.summary.value
+                }
+                assert {"cost/data", "cost/penalty"} <= tags
+
+
+def test_new_comparison_in_a_directory_takes_away_the_old_curves(tmp_path):
+    old = tmp_path / "tensorboard" / "l2" / "seed-9" / "events.out.tfevents.1"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"old")
+    keep = tmp_path / "notes.txt"
+    keep.write_text("mine")
+    small(directory=tmp_path, arms=["none"], seeds=1, epochs=1)
+    assert not old.exists()
+    assert keep.read_text() == "mine"
+    assert list((tmp_path / "tensorboard" / "none").rglob("events.out.tfevents*"))
+
+
+def test_nothing_is_written_without_a_directory(quick):
+    assert list(quick[2].iterdir()) == []
+
+
+def test_problem_may_be_loaded_before(quick):
+    assert quick[0].split_seed == 3
+
+
+def test_lines_tell_of_each_run_in_turn(quick):
+    first, second = quick[1]
+    assert first.startswith("[1/2] none, seed 0: test data loss ")
+    assert second.startswith("[2/2] l2, seed 0: ")
+
+
+def test_optimizer_object_is_used_and_recorded(quick):
+    optimizer = keras.optimizers.RMSprop(0.25, rho=0.5)
+    comparison = small(
+        problem=split(tiny_problem(), 3),
+        arms=["none"],
+        seeds=1,
+        epochs=1,
+        optimizer=optimizer,
+    )
+    assert comparison.optimizer["class_name"] == "RMSprop"
+    assert comparison.optimizer["config"]["rho"] == 0.5
+    run, by_sgd = comparison["none"].runs[0], quick[0]["none"].runs[0]
+    assert run.starting_cost == by_sgd.starting_cost
+    assert run.test != by_sgd.test
+    assert not optimizer.built
+
+
+def test_strength_zero_and_dropout_zero_equal_none_exactly():
+    names = ("none", "l2", "scaled", "sample", "dropout", "sample+dropout")
+    zero = dict.fromkeys(("l2", "scaled", "sample"), 0.0)
+    comparison = small(arms=names, strengths=zero, dropout=0.0, seeds=1)
+    first, *others = [
+        dataclasses.replace(arm.runs[0], seconds=0.0) for arm in comparison.arms
+    ]
+    assert all(run == first for run in others)
+
+
+def test_arm_of_ones_own_stands_beside_the_named_ones():
+    mine = Arm("mine", ScaledL2(2.0, per="model"), dropout=0.2)
+    comparison = small(arms=["l2+dropout", mine], dropout=0.2, seeds=[4], epochs=1)
+    assert list(comparison["mine"].coefficients.values()) == [2.0 / 56] * 2
+    assert comparison["mine"].runs[0].seed == 4
+    assert comparison["mine"].rule == mine.rule
+
+
+def test_regression_has_losses_and_no_accuracy(tmp_path):
+    x = np.random.default_rng(0).normal(size=(80, 3))
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=x @ [1.0, 2.0, 3.0])
+    comparison = small(
+        problem=str(tmp_path / "data.npz"), arms=["none"], epochs=60, learning_rate=0.01
+    )
+    for run in comparison["none"].runs:
+        assert run.test.accuracy is None
+        assert run.train.data_loss < run.starting_cost.data / 2
+    assert "test - train data loss" in comparison.table()
+    assert "By test accuracy" not in comparison.table()
+
+
+def test_network_of_a_function_is_made_anew_for_each_seed():
+    def network():
+        return keras.Sequential(
+            [
+                keras.Input((6,)),
+                keras.layers.Dense(4, activation="tanh"),
+                keras.layers.Dense(1, activation="sigmoid"),
+            ]
+        )
+
+    first, again = (small(model=network, arms=["none"], epochs=1) for _ in range(2))
+    assert first.architecture == "network"
+    costs = {run.starting_cost.data for run in first["none"].runs}
+    assert len(costs) == 2
+    assert max(costs) < 2
+    assert without_seconds(again) == without_seconds(first)
+
+
+def dense_model(units=1, features=6, regularizer=None):
+    layer = keras.layers.Dense(units, kernel_regularizer=regularizer)
+    return keras.Sequential([keras.Input((features,)), layer])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"seeds": 0}, "seeds 0"),
+        ({"seeds": [1, 1]}, "none of them twice"),
+        ({"seeds": [-1]}, "seed -1"),
+        ({"epochs": 0}, "epochs 0"),
+        ({"batch_size": 1.5}, "batch size 1.5"),
+        ({"hidden": [8, 0]}, "hidden units 0"),
+        ({"dropout": 1.0}, "dropout rate"),
+        ({"strengths": {"l2": -1.0}}, "strength l2"),
+        ({"learning_rate": math.nan}, "learning rate"),
+        ({"optimizer": "sdg"}, "did you mean 'sgd'"),
+        ({"optimizer": 3}, "expected a name or an optimizer"),
+        ({"arms": [Arm("l2"), "l2"]}, "more than once"),
+        ({"arms": [Arm("x")], "strengths": {"x": 1.0}}, "a rule of its own"),
+        ({"model": dense_model}, "built keras.Model"),
+        ({"model": lambda: 3}, "made int"),
+        ({"model": lambda: dense_model(units=2)}, "needs (None, 1)"),
+        ({"model": lambda: dense_model(features=3)}, "inputs of shape (None, 3)"),
+        ({"model": lambda: dense_model(regularizer="l2")}, "carries a penalty"),
+        ({"arms": [Arm("x", keras.regularizers.L1(0.1))]}, "not of the form"),
+        ({"arms": [Arm("x", {"class_name": "Nowhere", "config": {}})]}, "arm 'x'"),
+    ],
+)
+def test_wrong_input_is_refused_before_any_training(options, expected, monkeypatch):
+    monkeypatch.setattr(Trainer, "run", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(Trainer, "warm_up", lambda *_: pytest.fail("trained"))
+    if options.get("model") is dense_model:
+        options = {"model": dense_model()}
+    with pytest.raises(InputError) as error:
+        small(**options)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+class Interrupting(Silent):
+    """Presses Ctrl-C in the second run."""
+
+    def __init__(self):
+        self.begun = 0
+
+    def begin(self, arm, seed):
+        self.begun += 1
+
+    def epoch(self, logs):
+        if self.begun == 2:
+            raise KeyboardInterrupt
+
+
+def test_interrupted_comparison_keeps_what_is_finished(tmp_path, made, monkeypatch):
+    ended = []
+    real = CostMonitor.on_train_end
+
+    def spy(self, logs=None):
+        ended.append(self)
+        real(self, logs)
+
+    monkeypatch.setattr(CostMonitor, "on_train_end", spy)
+    with pytest.raises(KeyboardInterrupt):
+        small(directory=tmp_path, progress=Interrupting())
+    saved = Comparison.from_dict(read_json(tmp_path / "comparison.json"))
+    assert [len(arm.runs) for arm in saved.arms] == [1, 0, 0]
+    # Of both runs, the interrupted one included, the event files are closed.
+    assert len(ended) == 2
+    kept, whole = (
+        dataclasses.replace(comparison["none"].runs[0], seconds=0.0)
+        for comparison in (saved, made[0])
+    )
+    assert kept == whole
+    assert "| none |" in (tmp_path / "comparison.md").read_text()
+
+
+def test_folder_that_takes_no_file_is_refused(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(InputError, match=r"cannot be written \(Permission denied\)"):
+        small(directory=tmp_path)
+
+
+def test_bar_counts_every_epoch(capsys):
+    bar = Bar()
+    small(progress=bar, arms=["none", "l2"], seeds=1, epochs=3)
+    (task,) = bar._columns.tasks
+    assert (task.completed, task.total) == (6, 6)
+    assert "l2, seed 0: test data loss" in capsys.readouterr().err
+
+
+def test_bar_is_for_terminals_and_lines_for_files(monkeypatch):
+    assert isinstance(choose(True), Lines)
+    assert isinstance(choose(False), Silent)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert isinstance(choose(True), Bar)
+    mine = Silent()
+    assert choose(mine) is mine
+
+
+def test_json_needs_no_special_reader(made):
+    _, folder = made
+    data = json.loads((folder / "comparison.json").read_text())
+    assert data["format"] == 1
+    rule = data["arms"][1]["rule"]
+    assert keras.saving.deserialize_keras_object(rule) == ScaledL2(2.5e-4, per=1)

