@@ -1,0 +1,88 @@
+"""What the benchmarks share: interleaved timing, spread, child processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+# (backend, compiled by XLA): TensorFlow's default on CPU is XLA as well.
+SETTINGS = [
+    ("tensorflow", False),
+    ("tensorflow", True),
+    ("jax", True),
+    ("torch", False),
+]
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each function, in turn A B C A B C, after one round not counted.
+
+    The order changes from round to round, so that none always follows the same one.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    names = list(functions)
+    for number in range(rounds + 1):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            start = time.perf_counter()
+            functions[name]()
+            if number:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, smallest and largest."""
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def added(times: Mapping[str, list[float]], name: str, base: str) -> dict[str, float]:
+    """What a function adds to the base, as a share of it, round by round."""
+    pairs = zip(times[name], times[base], strict=True)
+    return spread([a / b - 1.0 for a, b in pairs])
+
+
+def child(script: str, arguments: list[str], backend: str) -> dict[str, Any]:
+    """Run this script again in a process of its own; its last line is JSON."""
+    environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    result = subprocess.run(
+        [sys.executable, script, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        sys.exit(f"{backend} {' '.join(arguments)} failed:\n{result.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+def save(path: str, content: dict[str, Any]) -> None:
+    """Write JSON, making the folder."""
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(path).write_text(json.dumps(content, indent=1) + "\n")
+    print(f"\nwritten to {path}")
+
+
+def percent(values: Mapping[str, float]) -> str:
+    """``median (min to max)`` in percent."""
+    return f"{values['median']:+7.1%} ({values['min']:+.1%} to {values['max']:+.1%})"
