@@ -6,6 +6,7 @@ No other file of the package asks which backend runs, or imports one.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,10 +22,13 @@ Measure = Callable[[Mapping[int, Tensor], Mapping[int, Tensor], Tensor], Tensor 
 
 _BACKEND = keras.backend.backend()
 
-# 512 squares add up in float32 with an error below 1e-6 of their sum, even equal
+# Torch: 512 squares add up in float32 with an error below 1e-6 of their sum, even equal
 # ones, whose rounding does not cancel; one dot product over millions of weights does
 # not (3 % off at 35 million on TensorFlow).
 _ROW = 512
+# XLA adds dimensions of 32 and more up in windows, and smaller ones one by one.
+_XLA_WINDOW = 32
+_XLA_RUN = 1024
 
 
 def sum_of_squares(w: Tensor) -> Tensor:
@@ -43,6 +47,9 @@ def sum_of_squares(w: Tensor) -> Tensor:
     if keras.backend.standardize_dtype(w.dtype) not in ("float32", "float64"):
         # Half precision overflows at 65504 and stops counting at 2048 ones.
         w = ops.cast(w, "float32")
+    # Only where it is needed: a tensor that is spread over devices would be gathered.
+    if math.prod(d for d in w.shape if d and d < _XLA_WINDOW) > _XLA_RUN:
+        w = ops.reshape(w, (-1,))
     return _sum_of_squares(w)
 
 

@@ -19,6 +19,7 @@ from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments.architectures import DEFAULT_HIDDEN, initial_weights
 from keras_scaled_l2.experiments.arms import DEFAULT_ARMS, DEFAULT_DROPOUT, Arm
 from keras_scaled_l2.experiments.coefficients import coefficients, penalisable
+from keras_scaled_l2.experiments.interrupts import kept_interrupt
 from keras_scaled_l2.experiments.plan import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_EPOCHS,
@@ -167,13 +168,19 @@ class Experiment:
         _remove_old_events(self.plan.directory)
         progress.start(self.runs[1], self.plan.epochs)
         try:
-            for trainer in self._trainers.values():
-                trainer.warm_up(self.plan.problem)
-            for seed in self.plan.seeds:
-                initial = initial_weights(self.plan.architecture.build(seed))
-                for arm in self._arms:
-                    self._run(arm, seed, initial, progress)
-                    self._save()
+            with kept_interrupt() as check_interrupt:
+                for trainer in self._trainers.values():
+                    trainer.warm_up(self.plan.problem)
+                report = _Report(progress, check_interrupt)
+                for seed in self.plan.seeds:
+                    initial = initial_weights(self.plan.architecture.build(seed))
+                    for arm in self._arms:
+                        check_interrupt()
+                        progress.begin(arm.name, seed)
+                        record = self._run(arm, seed, initial, report)
+                        self._finished[arm.name].append(record)
+                        progress.finish(arm.name, record)
+                        self._save()
         except KeyboardInterrupt:
             # The last run may have ended while its record was on the way to the disk.
             self._save()
@@ -187,23 +194,20 @@ class Experiment:
         arm: ArmRecord,
         seed: int,
         initial: Sequence[np.ndarray],
-        progress: Progress,
-    ) -> None:
-        progress.begin(arm.name, seed)
+        report: keras.callbacks.Callback,
+    ) -> RunRecord:
         folder = self.plan.directory
         if folder is not None:
             folder = folder / "tensorboard" / arm.name / f"seed-{seed}"
-        record = self._trainers[arm.dropout].run(
+        return self._trainers[arm.dropout].run(
             self.plan.problem,
             initial,
             arm.coefficients,
             seed=seed,
             epochs=self.plan.epochs,
             log_dir=folder,
-            callbacks=[_Report(progress)],
+            callbacks=[report],
         )
-        self._finished[arm.name].append(record)
-        progress.finish(arm.name, record)
 
     def _make_trainers(self, network: keras.Model) -> dict[float, Trainer]:
         """A trainer for each dropout rate: one trace of the network with that rate."""
@@ -236,11 +240,13 @@ class _Report(keras.callbacks.Callback):
 
     async_safe = True
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, check_interrupt: Callable[[], None]) -> None:
         super().__init__()
         self._progress = progress
+        self._check_interrupt = check_interrupt
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._check_interrupt()
         self._progress.epoch(dict(logs or {}))
 
 
