@@ -188,7 +188,10 @@ def _selector(where: Where | None) -> Callable[[keras.Layer, keras.Variable], bo
         return _default
     if isinstance(where, (keras.Layer, keras.Variable)):
         where = [where]
-    if isinstance(where, Collection) and not isinstance(where, (str, bytes)):
+    # A NumPy array calls itself a collection, and one without axes cannot be walked.
+    if isinstance(where, Collection) and not (
+        isinstance(where, (str, bytes)) or getattr(where, "ndim", 1) == 0
+    ):
         wrong = [w for w in where if not isinstance(w, (keras.Layer, keras.Variable))]
         if not wrong:
             return _selector_of(where)

@@ -34,7 +34,8 @@ def fraction(name: str, value: Any) -> float:
 def positive_count(name: str, value: Any) -> int:
     """``value`` as an int, if it is a whole number of 1 or more."""
     number = _number(name, value)
-    if not (math.isfinite(number) and number >= 1 and number == int(number)):
+    # Compared with the value itself: a large fraction is whole once it is a float.
+    if not (math.isfinite(number) and number >= 1 and value == int(value)):
         raise ValueError(f"{name}={value!r}: expected a whole number, 1 or more.")
     return int(value)
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import numbers
 
 import keras
 import numpy as np
@@ -45,6 +46,12 @@ odd_numbers = st.one_of(
 anything = odd_numbers | odd_things
 
 
+def in_range(arguments):
+    """Whether products of these stay within float64, in whichever order."""
+    sizes = [abs(float(v)) for v in arguments.values() if isinstance(v, numbers.Real)]
+    return all(size == 0 or 1e-50 < size < 1e50 for size in sizes)
+
+
 # ---------------------------------------------------------------------------- rules
 
 
@@ -78,8 +85,8 @@ def test_rule_of_any_arguments_has_a_sound_coefficient_or_a_clear_error(
             layer=resolved.get_config().get("inferred_per"),
             model=resolved.get_config().get("inferred_per"),
         )
-    if np.isfinite(expected) and math.prod(shape) and "inferred_fan_in" not in names:
-        assert coefficient == pytest.approx(float(expected), rel=1e-9, abs=1e-300)
+    if math.prod(shape) and "inferred_fan_in" not in names and in_range(arguments):
+        assert coefficient == pytest.approx(float(expected), rel=1e-9, abs=0)
     assert rule_class.from_config(json.loads(json.dumps(rule.get_config()))) == rule
     assert hash(resolved) == hash(rule.resolve(COUNTS))
 
