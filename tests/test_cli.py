@@ -161,6 +161,8 @@ def test_ctrl_c_is_one_line_and_loses_no_finished_run(small, tmp_path):
     # In a process of its own: the signal must come from outside, and nothing but the
     # command has imported the rules.
     command = [sys.executable, "-m", "keras_scaled_l2", *small, "--arms", "l2,none"]
+    # What a shell starts in the background ignores Ctrl-C, and so would its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*command, "--seeds", "100000", "--directory", str(tmp_path)],
         stderr=subprocess.PIPE,
@@ -168,6 +170,7 @@ def test_ctrl_c_is_one_line_and_loses_no_finished_run(small, tmp_path):
         text=True,
         env={**os.environ, "KERAS_BACKEND": keras.config.backend()},
     )
+    signal.signal(signal.SIGINT, before)
     lines = []
     try:
         for line in process.stderr:
