@@ -197,7 +197,7 @@ class CostMonitor(keras.callbacks.Callback):
             return
         if self._start_penalty is None:
             self._start_penalty = penalty_of(model)
-            self._files.write("train", lambda file: _describe(file, model))
+            self._files.write("train", self.describe)
         self._accumulated = accumulated_steps(model)
         self._before = applied_steps(model)
         self._batch, self._stride = 0, model.steps_per_execution
@@ -234,6 +234,15 @@ class CostMonitor(keras.callbacks.Callback):
         # Also one that a broken training left.
         if is_split(self.model) and split_cost(self.model).temporary:
             split_cost(self.model).remove()
+
+    def describe(self, file: EventFile) -> None:
+        """Writes the hyperparameters of the model's penalties, and the layout."""
+        file.hparams(_hparams(self.model), _METRICS)
+        self.describe_layout(file)
+
+    def describe_layout(self, file: EventFile) -> None:
+        """Writes which curves TensorBoard puts into one chart."""
+        file.layout(_LAYOUT)
 
     def _warn_of_unseen_cost(self) -> None:
         model = self.model
@@ -338,8 +347,8 @@ _LAYOUT = {
 _METRICS = ("cost/data", "cost/penalty", "cost/total", "global/gradient_norm/ratio")
 
 
-def _describe(file: EventFile, model: keras.Model) -> None:
-    """Hyperparameters and chart layout, once a training."""
+def _hparams(model: keras.Model) -> dict[str, float | str]:
+    """Rule, strength and counts of a model's penalties."""
     weights = penalised(model)
     found = [effective_coefficient(rule, v.shape) for _, v, rule in weights]
     coefficients = [float(c) for c in found if c is not None]
@@ -347,17 +356,13 @@ def _describe(file: EventFile, model: keras.Model) -> None:
     strengths = {float(next(iter(config.values()), 0.0)) for config in configs.values()}
     samples = {c.get("samples") or c.get("inferred_samples") for c in configs.values()}
     # Five: the page shows no more of them unless it is asked to.
-    file.hparams(
-        {
-            "rule": " and ".join(sorted(configs)) or "none",
-            "strength": max(strengths, default=0.0),
-            "coefficient": max(coefficients, default=0.0),
-            "penalised_weights": float(sum(elements(v.shape) for _, v, _ in weights)),
-            "samples": float(max((m for m in samples if m), default=0)),
-        },
-        _METRICS,
-    )
-    file.layout(_LAYOUT)
+    return {
+        "rule": " and ".join(sorted(configs)) or "none",
+        "strength": max(strengths, default=0.0),
+        "coefficient": max(coefficients, default=0.0),
+        "penalised_weights": float(sum(elements(v.shape) for _, v, _ in weights)),
+        "samples": float(max((m for m in samples if m), default=0)),
+    }
 
 
 def _summary(model: keras.Model) -> tuple[str, float]:

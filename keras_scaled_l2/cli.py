@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     run: Callable[[argparse.Namespace], int] = arguments.run
+    # TensorFlow, where it is installed, would greet the user under every backend.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         if arguments.run is not run_convert:
             load_keras()
@@ -94,16 +96,21 @@ def _add_compare(commands: Any) -> None:
         help="scale features by the mean and standard deviation of the training set",
     )
     add(
+        "--model",
+        help="dense, conv, module:function (makes a built Keras model), or a .keras "
+        "file, whose weights are drawn anew for each seed (default: dense)",
+    )
+    add(
         "--hidden",
         type=_integers,
         metavar="UNITS,...",
-        help="units of the hidden layers (default: 512,512)",
+        help="units of the hidden layers of dense (default: 512,512)",
     )
     add(
         "--arms",
         type=_names,
         metavar="ARM,...",
-        help="of none, l2, scaled, sample, dropout; joined by + for both, as "
+        help="of none, l2, scaled, sample, decay, dropout; joined by + for both, as "
         "sample+dropout (default: none,l2,scaled,sample,dropout,sample+dropout)",
     )
     add("--seeds", type=int, metavar="N", help="runs of each arm (default: 3)")
@@ -116,7 +123,7 @@ def _add_compare(commands: Any) -> None:
         metavar="ARM=VALUE",
         help="strength of an arm's penalty; may be given several times "
         "(default: l2=2.5e-4, scaled=2.5e-4 times the weights of the largest kernel, "
-        "sample=6)",
+        "sample=6, decay=5e-3)",
     )
     add("--dropout", type=float, metavar="RATE", help="share dropped (default: 0.5)")
     add(
@@ -131,9 +138,24 @@ def _add_compare(commands: Any) -> None:
         help="(default: 0.05 for sgd, 0.001 for adam)",
     )
     add(
+        "--tune",
+        type=int,
+        metavar="N",
+        help="settings that each arm tries on validation data, for each seed, before "
+        "it is trained anew and tested (default: train each arm as it is given)",
+    )
+    add(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="stop after so many epochs without a lower validation data loss and go "
+        "back to the best, in all arms (default: train all epochs)",
+    )
+    add(
         "--directory",
         default="runs/compare",
-        help="where results and TensorBoard runs go (default: %(default)s)",
+        help="where results and TensorBoard runs go; the same command goes on where it "
+        "was stopped (default: %(default)s)",
     )
     add("--quiet", action="store_true", help="show no progress, only the table")
     parser.set_defaults(run=_compare)
@@ -147,7 +169,9 @@ def _compare(arguments: argparse.Namespace) -> int:
     from keras_scaled_l2.experiments.progress import choose
 
     options = ("seeds", "epochs", "batch_size", "hidden", "dropout", "optimizer")
-    given = {n: getattr(arguments, n) for n in (*options, "arms", "learning_rate")}
+    more = ("arms", "learning_rate", "model", "tune", "patience")
+    given = {n: getattr(arguments, n) for n in (*options, *more)}
+    experiment = None
     try:
         problem = load_problem(
             arguments.problem, task=arguments.task, standardise=arguments.standardise
@@ -159,21 +183,23 @@ def _compare(arguments: argparse.Namespace) -> int:
             **{name: value for name, value in given.items() if value is not None},
         )
         experiment = Experiment(plan)
+        comparison = experiment.run(choose(not arguments.quiet))
     except InputError as error:
         return _say(f"error: {error}", WRONG_INPUT)
-    try:
-        comparison = experiment.run(choose(not arguments.quiet))
     except KeyboardInterrupt:
+        if experiment is None:
+            raise
         finished, runs = experiment.runs
         where = os.path.join(arguments.directory, "comparison.json")
         return _say(
-            f"interrupted: {finished} of {runs} runs are finished and saved in {where}",
+            f"interrupted: {finished} of {runs} runs are finished and saved in "
+            f"{where}; the same command goes on from there",
             INTERRUPTED,
         )
     print(comparison.table())
     print(
-        f"\nWritten to {arguments.directory}; "
-        f"curves: tensorboard --logdir {arguments.directory}"
+        f"\nWritten to {arguments.directory} (open comparison.html); "
+        f"curves: tensorboard --logdir {arguments.directory}/tensorboard"
     )
     return 0
 

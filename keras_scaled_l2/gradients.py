@@ -117,6 +117,12 @@ def intercept_gradients(
         return _intercept_stateless(model, slot, measure)
     optimizer = model.optimizer
     original = optimizer.apply
+    if _BACKEND == "torch":
+        import torch
+
+        # Looking variables up by identity is beyond torch.compile; sums of squares are
+        # no faster in it.
+        measure = torch.compiler.disable(measure)
 
     def apply(grads: Sequence[Any], trainable_variables: Any = None) -> Any:
         variables = (

@@ -185,10 +185,49 @@ def values(model):
 def dropouts(model):
     """Name of each Dropout -> name of the layer before it."""
     found = {}
-    for layer in model.layers:
+    for layer in all_layers(model):
         if isinstance(layer, L.Dropout):
             found[layer.name] = layer.input._keras_history.operation.name
     return found
+
+
+def all_layers(model):
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from all_layers(layer)
+
+
+def backbone(name="backbone"):
+    """A functional model whose output is a non-linearity."""
+    x = keras.Input((4,), name=f"{name}_in")
+    inside = L.Dense(3, activation="relu", name="inside")(x)
+    return keras.Model(x, L.Dense(4, activation="relu", name="last")(inside), name=name)
+
+
+def nested():
+    """A functional model that calls a functional and a Sequential one, one twice."""
+    x = keras.Input((4,), name="x")
+    inner = backbone()
+    chain = keras.Sequential(
+        [keras.Input((4,)), L.Dense(5, name="linear"), L.Activation("tanh", name="a")],
+        name="chain",
+    )
+    total = L.Add(name="sum")([inner(x), inner(L.ReLU(name="first")(x))])
+    return keras.Model(x, L.Dense(2, name="output")(chain(total)))
+
+
+def nested_at_the_end():
+    """The inner model ends in the output layer, which has a non-linearity."""
+    return keras.Sequential([keras.Input((4,)), L.Dense(4, name="linear"), backbone()])
+
+
+def outputs_of_many_kinds():
+    """An inner model's output is an output of the outer one as well, in a dict."""
+    x = keras.Input((4,), name="x")
+    features = backbone()(x)
+    head = L.Dense(2, name="head")(features)
+    return keras.Model(x, {"features": features, "head": head})
 
 
 @pytest.mark.parametrize(
@@ -196,12 +235,16 @@ def dropouts(model):
     [
         (sequential, {"conv", "tanh", "gelu"}),
         (residual, {"shared", "joined"}),
+        (nested, {"first", "inside", "last", "a"}),
+        (nested_at_the_end, {"inside"}),
+        (outputs_of_many_kinds, {"inside", "last"}),
     ],
 )
 def test_twin_has_dropout_behind_hidden_non_linearities_only(make, expected):
     twin = with_dropout(make(), 0.3)
     assert set(dropouts(twin).values()) == expected
-    assert all(x.rate == 0.3 for x in twin.layers if isinstance(x, L.Dropout))
+    for layer in all_layers(twin):
+        assert not isinstance(layer, L.Dropout) or layer.rate == 0.3
 
 
 def binary():
@@ -240,7 +283,10 @@ def test_layer_that_is_hidden_and_output_keeps_its_output_whole():
     assert twin.output._keras_history.operation.name == "shared"
 
 
-@pytest.mark.parametrize("make", [sequential, residual])
+ALL = [sequential, residual, nested, nested_at_the_end, outputs_of_many_kinds]
+
+
+@pytest.mark.parametrize("make", ALL)
 def test_twin_has_the_same_weights_and_leaves_the_model_alone(make):
     model = make()
     rng = np.random.default_rng(0)
@@ -257,22 +303,47 @@ def test_twin_has_the_same_weights_and_leaves_the_model_alone(make):
             keras.ops.convert_to_numpy(target.value),
         )
     x = rng.random((8, *model.input_shape[1:])).astype("float32")
-    plain = keras.ops.convert_to_numpy(model(x, training=False))
-    np.testing.assert_array_equal(
-        plain, keras.ops.convert_to_numpy(twin(x, training=False))
-    )
+    for plain, same in zip(outputs(model, x), outputs(twin, x), strict=True):
+        np.testing.assert_array_equal(plain, same)
     twin.set_weights([w + 1 for w in values(twin)])
     for old, new in zip(before, values(model), strict=True):
         np.testing.assert_array_equal(old, new)
     assert model.get_config() == config
+    assert type(twin) is type(model)
     assert [layer.name for layer in model.layers] == names
 
 
-def test_twin_drops_in_training():
-    twin = with_dropout(residual(), 0.5)
-    x = np.ones((64, 4), "float32")
-    outputs = keras.ops.convert_to_numpy(twin(x, training=True))
-    assert len(np.unique(outputs.round(5), axis=0)) > 1
+def outputs(model, x, training=False):
+    found = keras.tree.flatten(model(x, training=training))
+    return [keras.ops.convert_to_numpy(y) for y in found]
+
+
+@pytest.mark.parametrize("make", ALL[1:])
+def test_twin_drops_in_training(make):
+    twin = with_dropout(make(), 0.5)
+    for found in outputs(twin, np.ones((64, 4), "float32"), training=True):
+        assert len(np.unique(found.round(5), axis=0)) > 1
+
+
+def test_output_of_a_nested_model_is_taken_behind_its_dropout():
+    model = keras.Sequential([keras.Input((4,)), backbone(), L.Dense(50, name="out")])
+    inner = with_dropout(model, 0.5).get_layer("backbone")
+    found = outputs(inner, np.ones((64, 4), "float32"), training=True)[0]
+    plain = outputs(inner, np.ones((64, 4), "float32"))[0]
+    alive = plain[0] != 0
+    assert alive.any()
+    # What is dropped is dropped at the very end, where the outer model takes it.
+    assert np.all((found == 0).any(axis=0) == 1)
+
+
+def test_twin_can_be_saved_and_loaded(tmp_path):
+    twin = with_dropout(nested(), 0.5)
+    twin.save(tmp_path / "twin.keras")
+    again = keras.saving.load_model(tmp_path / "twin.keras")
+    x = np.ones((2, 4), "float32")
+    for a, b in zip(outputs(twin, x), outputs(again, x), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert dropouts(again) == dropouts(twin)
 
 
 def test_seed_sets_the_masks_and_gives_each_dropout_its_own():
@@ -296,6 +367,15 @@ def test_where_chooses_the_layers():
         assert set(dropouts(twin).values()) == {"linear"}
 
 
+def test_where_reaches_into_nested_models_and_behind_them():
+    model = nested()
+    twin = with_dropout(model, 0.5, where=[model.get_layer("backbone")])
+    assert set(dropouts(twin).values()) == {"backbone"}
+    assert len(dropouts(twin)) == 2
+    twin = with_dropout(model, 0.5, where=lambda layer: layer.name == "inside")
+    assert set(dropouts(twin).values()) == {"inside"}
+
+
 class Subclassed(keras.Model):
     def __init__(self):
         super().__init__()
@@ -308,12 +388,9 @@ class Subclassed(keras.Model):
 def test_models_that_cannot_be_rewritten_are_refused_with_a_remedy():
     subclassed = Subclassed()
     subclassed(np.ones((1, 3), "float32"))
-    inner = keras.Sequential([keras.Input((3,)), L.Dense(2, activation="relu")])
-    nested = keras.Sequential([keras.Input((3,)), inner, L.Dense(2)])
     linear = keras.Sequential([keras.Input((3,)), L.Dense(4), L.Dense(2)])
     for model, expected in (
         (subclassed, "put Dropout in by hand"),
-        (nested, "put its layers into the outer model"),
         (linear, "no hidden non-linearity"),
         (keras.Sequential([L.Dense(2)]), "expected a built"),
     ):

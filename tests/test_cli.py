@@ -187,7 +187,8 @@ def test_ctrl_c_is_one_line_and_loses_no_finished_run(small, tmp_path):
     last = rest.splitlines()[-1]
     found = re.fullmatch(
         r"keras-scaled-l2: interrupted: (\d+) of 200000 runs are finished and saved in "
-        rf"{re.escape(str(tmp_path))}/comparison\.json",
+        rf"{re.escape(str(tmp_path))}/comparison\.json; "
+        "the same command goes on from there",
         last,
     )
     assert found, rest

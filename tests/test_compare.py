@@ -133,17 +133,22 @@ def test_directory_holds_json_page_and_curves(made):
         for seed in (0, 1):
             for part in ("train", "validation"):
                 place = folder / "tensorboard" / arm / f"seed-{seed}" / part
-                (events,) = place.glob("events.out.tfevents*")
                 tags = {
                     value.tag
+                    for events in place.glob("events.out.tfevents*")
                     for event in EventFileLoader(str(events)).Load()
                     for value in event.summary.value
                 }
                 assert {"cost/data", "cost/penalty"} <= tags
+                assert ("test/data_loss" in tags) is (part == "train")
+    page = (folder / "comparison.html").read_text()
+    assert all(arm in page for arm in ARMS)
+    names = {path.name for path in (folder / "figures").iterdir()}
+    assert {"learning_curves.png", "learning_curves.svg"} <= names
 
 
-def test_new_comparison_in_a_directory_takes_away_the_old_curves(tmp_path):
-    old = tmp_path / "tensorboard" / "l2" / "seed-9" / "events.out.tfevents.1"
+def test_curves_of_a_run_that_broke_off_are_taken_away(tmp_path):
+    old = tmp_path / "tensorboard" / "none" / "seed-0" / "train" / "events.out.1"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"old")
     keep = tmp_path / "notes.txt"
@@ -159,7 +164,8 @@ def test_nothing_is_written_without_a_directory(quick):
 
 
 def test_problem_may_be_loaded_before(quick):
-    assert quick[0].split_seed == 3
+    assert quick[0].split == "by seed"
+    assert quick[0].problem == "tiny"
 
 
 def test_lines_tell_of_each_run_in_turn(quick):
@@ -186,11 +192,21 @@ def test_optimizer_object_is_used_and_recorded(quick):
 
 
 def test_strength_zero_and_dropout_zero_equal_none_exactly():
-    names = ("none", "l2", "scaled", "sample", "dropout", "sample+dropout")
-    zero = dict.fromkeys(("l2", "scaled", "sample"), 0.0)
+    penalties = ("l2", "scaled", "sample", "decay")
+    names = ("none", *penalties, "dropout", "sample+dropout")
+    zero = dict.fromkeys(penalties, 0.0)
     comparison = small(arms=names, strengths=zero, dropout=0.0, seeds=1)
     first, *others = [
-        dataclasses.replace(arm.runs[0], seconds=0.0) for arm in comparison.arms
+        (
+            run.starting_cost,
+            run.train,
+            run.validation,
+            run.test,
+            run.final_cost,
+            run.weight_norms,
+            run.curves,
+        )
+        for run in (arm.runs[0] for arm in comparison.arms)
     ]
     assert all(run == first for run in others)
 
@@ -255,8 +271,15 @@ def dense_model(units=1, features=6, regularizer=None):
         ({"optimizer": 3}, "expected a name or an optimizer"),
         ({"arms": [Arm("l2"), "l2"]}, "more than once"),
         ({"arms": [Arm("x")], "strengths": {"x": 1.0}}, "a rule of its own"),
-        ({"model": dense_model}, "built keras.Model"),
+        ({"model": 3}, "expected a built keras.Model"),
+        ({"model": "dens"}, "did you mean 'dense'"),
+        ({"model": "nowhere.keras"}, "cannot be read"),
+        ({"model": "nowhere:make"}, "is not found"),
+        ({"model": "conv"}, "needs images"),
+        ({"tune": 0}, "tune 0"),
+        ({"patience": 0}, "patience 0"),
         ({"model": lambda: 3}, "made int"),
+        ({"model": lambda: 1 / 0}, "failed: ZeroDivisionError"),
         ({"model": lambda: dense_model(units=2)}, "needs (None, 1)"),
         ({"model": lambda: dense_model(features=3)}, "inputs of shape (None, 3)"),
         ({"model": lambda: dense_model(regularizer="l2")}, "carries a penalty"),
@@ -267,8 +290,6 @@ def dense_model(units=1, features=6, regularizer=None):
 def test_wrong_input_is_refused_before_any_training(options, expected, monkeypatch):
     monkeypatch.setattr(Trainer, "run", lambda *_, **__: pytest.fail("trained"))
     monkeypatch.setattr(Trainer, "warm_up", lambda *_: pytest.fail("trained"))
-    if options.get("model") is dense_model:
-        options = {"model": dense_model()}
     with pytest.raises(InputError) as error:
         small(**options)
     assert expected in str(error.value)
@@ -281,7 +302,7 @@ class Interrupting(Silent):
     def __init__(self):
         self.begun = 0
 
-    def begin(self, arm, seed):
+    def begin(self, arm, seed, trial=None):
         self.begun += 1
 
     def epoch(self, logs):

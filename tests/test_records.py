@@ -1,12 +1,14 @@
 """Records: what is written can be read, whole or not at all, and says no more than
 the seeds allow."""
 
+import dataclasses
 import json
 import math
 import os
 
 import numpy as np
 import pytest
+from comparisons import made_arm, made_comparison, made_run, six_arms
 from scipy import stats
 
 from keras_scaled_l2.experiments.errors import InputError
@@ -16,11 +18,12 @@ from keras_scaled_l2.experiments.records import (
     Cost,
     RunRecord,
     Score,
+    Setting,
     read_json,
     write_json,
     write_text,
 )
-from keras_scaled_l2.experiments.spread import mean_std, paired_difference
+from keras_scaled_l2.experiments.spread import mean_std
 from keras_scaled_l2.experiments.tables import conclusions
 
 
@@ -54,7 +57,7 @@ def comparison(*arms):
         device="a processor",
         versions={"keras": "3.15.1"},
         samples={"train": 60, "validation": 20, "test": 1000},
-        split_seed=0,
+        split="given",
         epochs=2,
         batch_size=32,
         optimizer={
@@ -73,38 +76,103 @@ def keys(value):
 
 
 def test_comparison_has_exactly_the_fields_of_format_1(tmp_path):
-    write_json(tmp_path / "c.json", comparison(arm("l2", 0.9, 0.8)).to_dict())
-    data = read_json(tmp_path / "c.json")
-    score = dict.fromkeys(["data_loss", "accuracy"])
-    spread = dict.fromkeys(["mean", "std"])
-    # Format 1 as issue 2 has it, and split_seed, which is new.
-    plain = "format problem architecture weights backend device epochs batch_size"
+    arms = [
+        made_arm("none", [made_run(0, penalty=0.0)], penalty=0.0),
+        made_arm("l2", [made_run(0)]),
+    ]
+    data = json.loads(json.dumps(made_comparison(*arms[::-1]).to_dict()))
+    run = data["arms"][0]["runs"][0]
+    score = dict.fromkeys(["data_loss", "accuracy", "calibration_error"])
+    cost = dict.fromkeys(["total", "data", "penalty"])
+    spread = dict.fromkeys(["mean", "std", "low", "high"])
+    knobs = {
+        "rule": keys(run["setting"]["rule"]),
+        "dropout": None,
+        "weight_decay": None,
+    }
+    ends = ["low", "high", "low_corrected", "high_corrected", "p", "p_corrected"]
+    difference = dict.fromkeys(["arm", "versus", "family", "seeds", "mean", *ends])
+    by_metric = {"best": None, "differences": [difference]}
+    # Format 1 as it was first written: nothing of it may be renamed or left out.
+    first = "format problem architecture weights backend device epochs batch_size"
+    added = "split patience task"
     assert keys(data) == {
-        **dict.fromkeys([*plain.split(), "split_seed"]),
-        "versions": {"keras": None},
+        **dict.fromkeys([*first.split(), *added.split()]),
+        "versions": dict.fromkeys(["python", "keras"]),
         "samples": dict.fromkeys(["train", "validation", "test"]),
         "optimizer": keys(data["optimizer"]),
         "arms": [
             {
                 "name": None,
-                "rule": keys(data["arms"][0]["rule"]),
+                "rule": keys(run["setting"]["rule"]),
                 "dropout": None,
-                "coefficients": {"a": None, "b": None},
+                "coefficients": keys(run["coefficients"]),
                 "runs": [
                     {
                         "seed": None,
-                        "starting_cost": dict.fromkeys(["total", "data", "penalty"]),
+                        "starting_cost": cost,
                         "train": score,
                         "validation": score,
                         "test": score,
                         "seconds": None,
+                        "final_cost": cost,
+                        "setting": knobs,
+                        "coefficients": keys(run["coefficients"]),
+                        "gradient_ratios": keys(run["gradient_ratios"]),
+                        "weight_norms": {"start": None, "end": None},
+                        "curves": keys(run["curves"]),
+                        "trials": None,
+                        **dict.fromkeys(["best_epoch", "kept_epoch", "steps"]),
                     }
                 ],
-                "summary": {"test_accuracy": spread, "test_data_loss": spread},
+                "weight_decay": None,
+                "grid": None,
+                "summary": {
+                    "test_accuracy": spread,
+                    "test_data_loss": spread,
+                    "test_calibration_error": spread,
+                },
             }
         ],
+        "statistics": {
+            "test_data_loss": by_metric,
+            "test_accuracy": by_metric,
+            "conclusions": [None],
+        },
     }
     assert data["format"] == 1
+
+
+def test_statistics_in_the_file_are_the_differences_and_the_sentences(tmp_path):
+    comparison = six_arms(10)
+    write_json(tmp_path / "c.json", comparison.to_dict())
+    found = read_json(tmp_path / "c.json")["statistics"]
+    assert found["conclusions"] == conclusions(comparison)
+    by_loss = found["test_data_loss"]
+    means = {arm.name: np.mean(arm.test("data_loss")) for arm in comparison.arms}
+    assert by_loss["best"] == min(means, key=means.get)
+    first = by_loss["differences"][0]
+    reference = stats.ttest_rel(
+        comparison["l2"].test("data_loss"), comparison["none"].test("data_loss")
+    ).confidence_interval(0.95)
+    assert (first["arm"], first["versus"], first["seeds"]) == ("l2", "none", 10)
+    assert (first["low"], first["high"]) == pytest.approx(tuple(reference))
+    assert len(by_loss["differences"]) == 10
+
+
+def test_statistics_of_a_regression_and_of_nothing_are_there_and_empty():
+    nothing = {"best": None, "differences": []}
+    assert six_arms(2, regression=True).to_dict()["statistics"]["test_accuracy"] == (
+        nothing
+    )
+    assert comparison().to_dict()["statistics"]["test_data_loss"] == nothing
+
+
+def test_statistics_are_made_anew_and_not_read():
+    data = six_arms(3).to_dict()
+    data["statistics"] = {"conclusions": ["all is well"]}
+    again = Comparison.from_dict(data)
+    assert again.to_dict()["statistics"] == six_arms(3).to_dict()["statistics"]
 
 
 def test_comparison_comes_back_from_its_file(tmp_path):
@@ -113,6 +181,14 @@ def test_comparison_comes_back_from_its_file(tmp_path):
     again = Comparison.from_dict(read_json(tmp_path / "c.json"))
     assert again == original
     assert again["l2"].runs[0].test.accuracy == 0.7
+
+
+def test_comparison_with_every_field_comes_back_from_its_file(tmp_path):
+    original = six_arms(2, tuned=True, patience=3)
+    write_json(tmp_path / "c.json", original.to_dict())
+    again = Comparison.from_dict(read_json(tmp_path / "c.json"))
+    assert again == original
+    assert again.table() == original.table()
 
 
 def test_fields_of_a_later_version_are_passed_over():
@@ -135,12 +211,16 @@ def test_summary_is_mean_and_sample_deviation():
         np.std([0.9, 0.7, 0.8], ddof=1)
     )
     assert summary["test_data_loss"]["std"] == pytest.approx(np.std([1, 2, 4], ddof=1))
+    low, high = stats.ttest_1samp([1, 2, 4], 0).confidence_interval(0.95)
+    assert summary["test_data_loss"]["low"] == pytest.approx(low)
+    assert summary["test_data_loss"]["high"] == pytest.approx(high)
 
 
 def test_one_seed_has_no_spread_and_a_regression_no_accuracy():
     one = arm("l2", None, losses=[2.0]).to_dict()["summary"]
-    assert one["test_data_loss"] == {"mean": 2.0, "std": None}
-    assert one["test_accuracy"] == {"mean": None, "std": None}
+    nothing = dict.fromkeys(["std", "low", "high"])
+    assert one["test_data_loss"] == {"mean": 2.0, **nothing}
+    assert one["test_accuracy"] == {"mean": None, **nothing}
 
 
 def test_diverged_run_is_null_in_the_file_and_not_left_out_of_the_mean(tmp_path):
@@ -149,7 +229,8 @@ def test_diverged_run_is_null_in_the_file_and_not_left_out_of_the_mean(tmp_path)
     assert "NaN" not in (tmp_path / "c.json").read_text()
     data = read_json(tmp_path / "c.json")
     assert data["arms"][0]["runs"][0]["test"]["data_loss"] is None
-    assert data["arms"][0]["summary"]["test_data_loss"] == {"mean": None, "std": None}
+    summary = data["arms"][0]["summary"]["test_data_loss"]
+    assert summary == dict.fromkeys(["mean", "std", "low", "high"])
     again = Comparison.from_dict(data)
     assert math.isnan(again["l2"].runs[0].test.data_loss)
     assert "diverged" in again.table()
@@ -186,46 +267,44 @@ def test_damaged_json_is_told(content, tmp_path):
         read_json(tmp_path / "c.json")
 
 
-def test_paired_difference_is_students_interval():
-    a, b = [0.9, 0.8, 0.95, 0.7], [0.7, 0.75, 0.8, 0.6]
-    found = paired_difference(a, b)
-    low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
-    assert found.mean - found.margin == pytest.approx(low)
-    assert found.mean + found.margin == pytest.approx(high)
-    wider = paired_difference(a, b, comparisons=5)
-    low, high = stats.ttest_rel(a, b).confidence_interval(1 - 0.05 / 5)
-    assert wider.mean - wider.margin == pytest.approx(low)
-
-
-def test_seeds_that_agree_by_chance_prove_nothing():
-    # Both seeds differ by exactly one example of 1000.
-    found = paired_difference([0.901, 0.902], [0.900, 0.901], resolution=0.001)
-    assert not found.is_clear
-    assert paired_difference([1.0], [0.0]).margin is None
-
-
 def test_mean_of_nothing_is_none():
     assert mean_std([]).mean is None
+
+
+SURE = [[0.99, 0.98] * 4, [0.90, 0.91] * 4]
 
 
 @pytest.mark.parametrize(
     ("arms", "expected"),
     [
         (
+            [arm("none", *SURE[1]), arm("l2", *SURE[0])],
+            "l2 won with 0.9850: over 8 seeds it is told apart from none "
+            "(corrected p 0.00781).",
+        ),
+        (
+            # The intervals leave out 0, but three seeds cannot be enough.
             [arm("none", 0.9, 0.91, 0.9), arm("l2", 0.99, 0.989, 0.991)],
-            "By test accuracy l2 won with 0.9900, 0.0867 ±",
+            "no arm won: l2 is ahead with 0.9900, but over 3 seeds l2 is not told",
         ),
         (
             [arm("none", 0.90, 0.95, 0.85), arm("l2", 0.92, 0.90, 0.91)],
-            "no arm won: l2 is ahead with 0.9100, 0.0100 ±",
+            "not told apart from none (-0.1483 .. +0.1283); the differences to l2 in "
+            "brackets remain possible.",
         ),
-        (
-            [arm("none", 0.9), arm("l2", 0.99)],
-            "0.0900 above none; one seed may be luck",
-        ),
+        ([arm("none", 0.9), arm("l2", 0.99)], "0.9900; one seed may be luck."),
         (
             [arm("none", 0.9, 0.8), arm("l2", 0.8, 0.9)],
-            "none and l2 are level with 0.8500",
+            "no arm won: none and l2 are level with 0.8500, but",
+        ),
+        (
+            [arm("none", *SURE[1]), arm("l2", *SURE[1]), arm("scaled", *SURE[0])],
+            "scaled won with 0.9850: over 8 seeds it is told apart from none and l2 "
+            "(corrected p 0.0234 at most).",
+        ),
+        (
+            [arm("l2", *SURE[1]), arm("sample", *SURE[0])],
+            "sample won with 0.9850",
         ),
         ([arm("none", 0.9, 0.8)], "nothing to compare"),
         ([arm("none", 0.9), arm("l2", 0.9, seeds=[1])], "nothing to compare"),
@@ -233,58 +312,236 @@ def test_mean_of_nothing_is_none():
     ],
 )
 def test_conclusion_claims_what_the_seeds_support(arms, expected):
-    assert expected in conclusions(comparison(*arms))[0]
+    assert any(expected in line for line in conclusions(comparison(*arms)))
 
 
 def test_conclusion_by_loss_looks_for_the_smallest():
+    worse, better = [0.30, 0.31] * 4, [0.10, 0.11] * 4
+    arms = [arm("none", *[0.9] * 8, losses=worse), arm("l2", *[0.9] * 8, losses=better)]
+    by_loss, by_accuracy, *_ = conclusions(comparison(*arms))
+    assert "By test data loss l2 won with 0.1050" in by_loss
+    assert "By test accuracy no arm won: none and l2 are level" in by_accuracy
+
+
+def test_conclusion_says_from_which_arms_the_best_is_told_apart():
+    (line, *_) = conclusions(six_arms(10))
+    assert "sample+dropout is not told apart from l2 (-0.0017 .. +0.0169), " in line
+    assert line.endswith("It is told apart from none and scaled.")
+
+
+def test_conclusion_against_none_says_better_worse_and_open():
+    noise = np.random.default_rng(0).normal(0, 0.001, (4, 10))
+    means = {"none": 0.3, "l2": 0.1, "scaled": 0.5, "sample": 0.3}
     arms = [
-        arm("none", 0.9, 0.9, 0.9, losses=[0.30, 0.31, 0.30]),
-        arm("l2", 0.9, 0.9, 0.9, losses=[0.10, 0.11, 0.10]),
+        arm(name, *[0.9] * 10, losses=list(mean + noise[i]))
+        for i, (name, mean) in enumerate(means.items())
     ]
-    by_accuracy, by_loss = conclusions(comparison(*arms))
-    assert "level with 0.9000" in by_accuracy
-    assert "By test data loss l2 won with 0.1033, 0.2000 ± " in by_loss
-    assert "below none" in by_loss
+    line = conclusions(comparison(*arms))[1]
+    assert line.startswith(
+        "By test data loss against none: l2 is better; scaled is worse; not told apart "
+        "is sample (-0.0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [
+        (1, "1 seed is too few: among 6 arms"),
+        (7, "to none (it can from 8 on) or to the best arm (it can from 10 on)"),
+        (9, "cannot show a difference to the best arm (it can from 10 on), however"),
+        (10, None),
+    ],
+)
+def test_conclusion_says_when_the_seeds_are_too_few_for_any(seeds, expected):
+    found = [line for line in conclusions(six_arms(seeds)) if "too few" in line]
+    assert len(found) == (expected is not None)
+    assert all(expected in line for line in found)
 
 
 def test_conclusion_tells_of_arms_that_diverged():
     arms = [
         arm("none", 0.9, 0.8, losses=[0.3, 0.2]),
         arm("l2", 0.8, 0.8, losses=[0.4, 0.5]),
-        arm("sample", 0.1, 0.1, losses=[math.nan, 1.0]),
+        # The accuracy of numbers that are none is no accuracy.
+        arm("sample", 0.99, 0.99, losses=[math.nan, 1.0]),
     ]
-    assert "(without sample, which diverged)" in conclusions(comparison(*arms))[1]
+    by_loss, by_accuracy, *_ = conclusions(comparison(*arms))
+    assert "(without sample, which diverged)" in by_loss
+    assert "(without sample, which diverged) no arm won: none" in by_accuracy
+    row = next(x for x in comparison(*arms).table().splitlines() if x[:6] == "sample")
+    assert row.split().count("diverged") == 3
 
 
-def test_no_winner_is_claimed_by_chance_in_more_than_a_twentieth_of_the_cases():
-    rng = np.random.default_rng(0)
-    claims = 0
-    for _ in range(1000):
+def test_conclusion_says_what_was_tuned():
+    given = six_arms(2)
+    assert "not tuned" in conclusions(given)[-1]
+    tuned = dataclasses.replace(given["l2"], grid=(Setting(), Setting(), Setting()))
+    found = conclusions(made_comparison(given["none"], tuned))[-1]
+    assert found == (
+        "Tuned for each seed on its validation data: l2 (3 trials); as given: none."
+    )
+
+
+def test_setting_says_early_stopping_and_split():
+    flat = " ".join(six_arms(2, patience=3).table().split())
+    assert "each seed draws its own split; at most 6 epochs" in flat
+    assert "stopped early after 3 epochs without a lower validation data loss" in flat
+    other = " ".join(six_arms(2, split="given").table().split())
+    assert "split;" not in other
+    assert "test; 6 epochs of batches of 64; 2 seeds; tensorflow" in other
+
+
+@pytest.mark.parametrize("noise", ["normal", "standard_exponential"])
+def test_no_arm_is_told_apart_by_chance_in_more_than_a_twentieth_of_the_cases(noise):
+    random = np.random.default_rng(0)
+    names = ("none", "l2", "scaled", "sample", "dropout", "sample+dropout")
+    draws, claims = 300, 0
+    for _ in range(draws):
+        losses = 0.3 + 0.01 * getattr(random, noise)(size=(len(names), 10))
         arms = [
-            arm(name, *[0.9] * 3, losses=list(rng.normal(0.3, 0.01, 3)))
-            for name in ("none", "l2", "scaled", "sample", "dropout", "sample+dropout")
+            arm(name, *[None] * 10, losses=list(row))
+            for name, row in zip(names, losses, strict=True)
         ]
-        claims += " won with " in conclusions(comparison(*arms))[1]
-    assert claims <= 50
+        said = " ".join(conclusions(comparison(*arms))[:-1])
+        words = (" won with ", "It is told apart", " better", " worse")
+        claims += any(word in said for word in words)
+    assert claims / draws <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)
+
+
+def rows(text, header):
+    """The rows of the plain table that has this in its header, by arm."""
+    lines = text.splitlines()
+    start = next(i for i, x in enumerate(lines) if x[:3] == "arm" and header in x)
+    found = {}
+    for line in lines[start + 2 :]:
+        if not line:
+            break
+        found[line.split()[0]] = line
+    return lines[start], found
 
 
 def test_table_shows_every_column():
-    shown = comparison(arm("none", 0.9, 0.8), arm("l2", 0.95, 0.85)).table()
-    rows = {line.split()[0]: line for line in shown.splitlines() if line}
-    assert "2.5 = 2 + 0.5" in rows["l2"]
-    assert "0.00025" in rows["l2"]
-    assert "0.1 .. 0.2" in rows["l2"]
-    assert "0.9000 ± 0.0707" in rows["l2"]
-    assert "+0.1000" in rows["l2"]
-    assert "1.25" in rows["l2"]
+    runs = [
+        made_run(0, data_loss=0.2, accuracy=0.9, best_epoch=4),
+        made_run(1, data_loss=0.3, accuracy=0.8, best_epoch=5),
+    ]
+    table = made_comparison(made_arm("l2", runs, dropout=0.25)).table()
+    header, results = rows(table, "test accuracy")
+    cells = "6 0.25 0.2500±0.6353 0.8500±0.6353 0.0300 +0.1500 4.5 4.43"
+    assert results["l2"].replace(" ± ", "±").split() == ["l2", *cells.split()]
+    assert header.split("  ")[-1].strip() == "ms per step"
+    half = stats.t.ppf(0.975, 1) * np.std([0.2, 0.3], ddof=1) / math.sqrt(2)
+    assert f"± {half:.4f}" in results["l2"]
+    header, penalties = rows(table, "coefficient c")
+    # Shares: 0.5 / 2.5 at the start; 0.25 / 0.35 and 0.25 / 0.4 at the end. Ratios:
+    # the medians of 0.5, 1, 1.5 and three times that.
+    cells = "0.001 | 2.5 = 2 + 0.5 | 20 -> 67 | 1 -> 3 | 20"
+    assert [x.strip() for x in penalties["l2"].split("  ") if x.strip()] == [
+        "l2",
+        *cells.split(" | "),
+    ]
 
 
-def test_markdown_table_has_a_row_for_each_arm():
-    page = comparison(arm("none", 0.9), arm("l2", 0.95)).to_markdown()
-    rows = [line for line in page.splitlines() if line.startswith("| ")]
-    assert len(rows) == 4
-    assert len({row.count("|") for row in rows}) == 1
-    assert "SGD(learning_rate=0.1)" in page
+def test_gradient_ratio_is_the_median_over_paths_and_the_mean_over_seeds():
+    ratios = [
+        {"start": {"a": 1.0, "b": 2.0, "c": 90.0}, "end": {"a": 4.0, "b": 8.0}},
+        {"start": {"a": 4.0, "b": 4.0, "c": 0.0}, "end": {"a": 0.0, "b": 0.0}},
+    ]
+    runs = [made_run(i, gradient_ratios=r) for i, r in enumerate(ratios)]
+    _, found = rows(made_comparison(made_arm("l2", runs)).table(), "gradient ratio")
+    assert "  3 -> 3  " in found["l2"]
+
+
+def test_table_shows_the_range_of_what_was_tuned():
+    strengths = (2.0, 24.0, 1e-3)
+    runs = [
+        made_run(
+            i,
+            setting=Setting({"class_name": "L2", "config": {"strength": s}}, s / 100),
+            coefficients={"a": s, "b": 2 * s},
+        )
+        for i, s in enumerate(strengths)
+    ]
+    grid = tuple(run.setting for run in runs)
+    table = made_comparison(made_arm("l2", runs, grid=grid)).table()
+    assert "  0.001 .. 24  1e-05 .. 0.24  " in rows(table, "strength")[1]["l2"]
+    assert "  0.001 .. 48  " in rows(table, "coefficient c")[1]["l2"]
+
+
+def test_columns_with_nothing_are_left_out():
+    header, _ = rows(six_arms(2, regression=True).table(), "strength")
+    assert "accuracy" not in header
+    assert "ECE" not in header
+    assert "weight decay" not in header
+    # As a comparison of an earlier version, which has none of the newer fields.
+    old = comparison(arm("none", 0.9, 0.8), arm("l2", 0.95, 0.85)).table()
+    for gone in ("ECE", "dropout  ", "best epoch", "ms per", "ratio", "norm"):
+        assert gone not in old
+    assert "2.5 = 2 + 0.5" in rows(old, "starting cost")[1]["l2"]
+    assert "0.1 .. 0.2" in rows(old, "starting cost")[1]["l2"]
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_text_is_at_most_120_columns_wide(tuned):
+    arms = [
+        dataclasses.replace(a, name=f"{a.name} with a name of {i} letters", grid=a.grid)
+        for i, a in enumerate(six_arms(10, tuned=tuned, patience=2).arms)
+    ]
+    arms[1] = dataclasses.replace(arms[1], weight_decay=1e-4)
+    table = made_comparison(*arms, patience=2).table()
+    assert max(map(len, table.splitlines())) <= 120
+    assert "weight decay" in table
+
+
+def test_table_shows_differences_with_corrected_interval_and_p():
+    made = six_arms(10)
+    header, found = rows(made.table(), "minus none")
+    assert header.split("  ")[-1].strip() == "corrected p"
+    a, b = made["l2"].test("data_loss"), made["none"].test("data_loss")
+    test = stats.ttest_rel(a, b).confidence_interval(1 - 0.05 / 5)
+    mean = np.mean(np.subtract(a, b))
+    assert f"{mean:+.4f} ({test.low:+.4f} .. {test.high:+.4f})" in found["l2"]
+    first = made.to_dict()["statistics"]["test_data_loss"]["differences"][0]
+    assert f"  {first['p_corrected']:.3g}  " in found["l2"]
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [(1e-5, "0.00001000"), (0.2, "0.2000"), (5e4, "50000")]
+)
+def test_losses_of_any_size_can_be_told(size, shown):
+    runs = [made_run(i, data_loss=size, accuracy=None) for i in range(2)]
+    made = made_comparison(made_arm("l2", runs), task="regression")
+    assert f" {shown} ± " in rows(made.table(), "test data loss")[1]["l2"]
+
+
+def cells(line):
+    """The cells of a row of a Markdown table: a bar with a backslash is text."""
+    return line.replace("\\|", "").count("|")
+
+
+def test_markdown_has_a_table_with_a_row_for_each_arm():
+    page = six_arms(3).to_markdown()
+    tables = [
+        [line for line in part.splitlines() if line.startswith("|")]
+        for part in page.split("\n\n")
+        if part.startswith("|")
+    ]
+    assert [len(table) for table in tables] == [8, 8, 8]
+    assert all(len({cells(row) for row in table}) == 1 for table in tables)
+    assert "| penalty share % |" in page
+    assert "SGD(learning_rate=0.05, momentum=0.9)" in page
+
+
+def test_markdown_is_safe_from_names():
+    name = "a|b *c* <i>\n_d_"
+    arms = [dataclasses.replace(a, name=name) for a in six_arms(2).arms[:1]]
+    page = made_comparison(*arms, *six_arms(2).arms[1:], problem="x|y").to_markdown()
+    safe = r"a\|b \*c\* \<i> \_d\_"
+    assert f"| {safe} | " in page
+    assert f"# x\\|y: {safe}, l2" in page
+    assert name not in page
+    table = [line for line in page.splitlines() if line.startswith("|")][:8]
+    assert len({cells(row) for row in table}) == 1
 
 
 def test_json_is_what_other_programs_read(tmp_path):

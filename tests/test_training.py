@@ -13,8 +13,13 @@ from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.batches import Batches
 from keras_scaled_l2.experiments.coefficients import penalisable
 from keras_scaled_l2.experiments.problems import Source
+from keras_scaled_l2.experiments.records import Setting
 from keras_scaled_l2.experiments.training import Trainer
-from keras_scaled_l2.experiments.twin import matching_weights, with_dropout
+from keras_scaled_l2.experiments.twin import (
+    VariableDropout,
+    derive,
+    matching_weights,
+)
 
 # Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
 pytestmark = pytest.mark.filterwarnings(
@@ -47,7 +52,9 @@ def shared_trainer(task="classes", dropout=0.0, optimizer="sgd"):
 
 def make_trainer(problem, dropout=0.0, optimizer=SGD):
     network = dense(problem, [6]).build(0)
-    twin = with_dropout(network, dropout, seed=0) if dropout else network
+    twin = network
+    if dropout:
+        twin = derive(network, dropout, seed=0, dropout=VariableDropout)
     weight = {id(v): v for v in network.weights}
     if dropout:
         weight = {id(v): t for v, t in matching_weights(network, twin)}
@@ -206,10 +213,12 @@ def test_strength_zero_equals_no_penalty_exactly():
 def test_run_leaves_nothing_behind_for_the_next(dropout, optimizer):
     problem = make_problem()
     trainer = shared_trainer(dropout=dropout, optimizer=optimizer)
+    setting = Setting(dropout=dropout)
     penalties = dict.fromkeys(kernels(trainer), 0.05)
-    first = trainer.run(problem, start(problem), penalties, seed=1, epochs=2)
-    other = trainer.run(problem, start(problem, 7), {}, seed=7, epochs=3)
-    again = trainer.run(problem, start(problem), penalties, seed=1, epochs=2)
+    run = functools.partial(trainer.run, problem, setting=setting)
+    first = run(start(problem), penalties, seed=1, epochs=2)
+    other = run(start(problem, 7), {}, seed=7, epochs=3)
+    again = run(start(problem), penalties, seed=1, epochs=2)
     assert numbers(first) == numbers(again)
     assert numbers(first)[1:] != numbers(other)[1:]
 
@@ -220,7 +229,7 @@ def test_dropout_masks_follow_from_the_seed():
     weights = start(problem)
     losses = []
     for seed in (1, 2, 1):
-        trainer._reset(weights, {}, seed)
+        trainer._reset(weights, {}, Setting(dropout=0.5), seed)
         x = problem.x_train
         outputs = trainer.model(keras.ops.convert_to_tensor(x), training=True)
         total = keras.ops.sum(keras.ops.abs(keras.ops.stop_gradient(outputs)))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.errors import InputError, one_line, unknown
 from keras_scaled_l2.experiments.problems import Problem
 
 DEFAULT_HIDDEN = (512, 512)
@@ -68,30 +71,203 @@ def dense(problem: Problem, hidden: Sequence[int] = DEFAULT_HIDDEN) -> Architect
     return Architecture(f"dense {'-'.join(map(str, widths))} (relu)", build)
 
 
-def from_function(make: Callable[[], keras.Model], problem: Problem) -> Architecture:
+def convolutional(problem: Problem) -> Architecture:
+    """A small convolutional network for images, as many first networks are.
+
+    Two convolutions of 3 x 3 with 32 and 64 filters, each followed by 2 x 2 pooling,
+    a dense layer of 128 units, and a linear output.
+
+    Raises:
+        InputError: If the examples are no images ``(height, width, channels)``.
+    """
+    shape = problem.x_train.shape[1:]
+    if len(shape) != 3 or min(shape[:2]) < 4:
+        raise InputError(
+            f"model 'conv' needs images (height, width, channels) of at least 4 x 4: "
+            f"problem {problem.name!r} has examples of shape {shape}. Use 'dense'."
+        )
+    layers = keras.layers
+
+    def build(seed: int) -> keras.Model:
+        start = [keras.initializers.HeNormal(seed=s) for s in _seeds(seed, 3)]
+        last = keras.initializers.GlorotUniform(seed=_seeds(seed, 4)[-1])
+
+        def convolution(index: int, filters: int) -> keras.Layer:
+            return layers.Conv2D(
+                filters,
+                3,
+                padding="same",
+                activation="relu",
+                kernel_initializer=start[index],
+                name=f"convolution_{index + 1}",
+            )
+
+        hidden = layers.Dense(
+            128, activation="relu", kernel_initializer=start[2], name="hidden"
+        )
+        return keras.Sequential(
+            [
+                keras.Input(shape, name="features"),
+                convolution(0, 32),
+                layers.MaxPooling2D(name="pooling_1"),
+                convolution(1, 64),
+                layers.MaxPooling2D(name="pooling_2"),
+                layers.Flatten(name="flatten"),
+                hidden,
+                layers.Dense(problem.outputs, kernel_initializer=last, name="output"),
+            ],
+            name="conv",
+        )
+
+    size = "x".join(map(str, shape))
+    return Architecture(
+        f"conv {size}-32c3-64c3-128-{problem.outputs} (relu, 2x2 pooling)", build
+    )
+
+
+def architecture(
+    model: str | os.PathLike[str] | keras.Model | Callable[[], keras.Model],
+    problem: Problem,
+    hidden: Sequence[int] = DEFAULT_HIDDEN,
+) -> Architecture:
+    """The network that a user names or hands in.
+
+    Args:
+        model: ``"dense"``, ``"conv"``, ``"module:function"``, the path of a ``.keras``
+            file, a built model, or a function that makes one.
+        problem: What it is to be trained on.
+        hidden: Units of the hidden layers of ``"dense"``.
+
+    Raises:
+        InputError: If there is no such network, or it does not fit the problem.
+    """
+    if isinstance(model, str | os.PathLike):
+        return _named(os.fspath(model), problem, hidden)
+    if isinstance(model, keras.Model):
+        return from_model(model, problem)
+    if callable(model):
+        return from_function(model, problem)
+    raise InputError(
+        f"model {model!r}: expected a built keras.Model, a function without arguments "
+        "that makes one, 'dense', 'conv', 'module:function' or a .keras file."
+    )
+
+
+def _named(name: str, problem: Problem, hidden: Sequence[int]) -> Architecture:
+    if name == "dense":
+        return dense(problem, hidden)
+    if name == "conv":
+        return convolutional(problem)
+    if name.endswith(".keras"):
+        return from_model(_load(name), problem, name=name)
+    if ":" in name:
+        return from_function(_find_function(name), problem, name=name)
+    raise unknown("model", name, ["dense", "conv", "module:function", "file.keras"])
+
+
+def _load(path: str) -> keras.Model:
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"model {path!r} cannot be read ({one_line(error)})."
+        ) from error
+
+
+def _find_function(name: str) -> Callable[[], keras.Model]:
+    module, _, function = name.partition(":")
+    # As "python -m" does it: modules beside the user count.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"model {name!r} is not found ({one_line(error)}): expected "
+            "module:function, of a module that Python finds from here."
+        ) from error
+    if not callable(found):
+        raise InputError(f"model {name!r} is no function: {found!r}.")
+    make: Callable[[], keras.Model] = found
+    return make
+
+
+def from_model(
+    model: keras.Model, problem: Problem, name: str | None = None
+) -> Architecture:
+    """The architecture of a built model; its weights are drawn anew for each seed.
+
+    A model whose own weights matter, a pretrained one, is handed in as a function that
+    loads it: then every seed starts from them.
+
+    Raises:
+        InputError: If it does not fit the problem, or cannot be cloned.
+    """
+    _check_model(model, problem)
+
+    def build(seed: int) -> keras.Model:
+        keras.utils.set_random_seed(seed)
+        try:
+            return keras.models.clone_model(model)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise InputError(
+                f"model {model.name!r} cannot be cloned ({one_line(error)}): hand in a "
+                "function that makes it."
+            ) from error
+
+    return Architecture(name or str(model.name), build)
+
+
+def from_function(
+    make: Callable[[], keras.Model], problem: Problem, name: str | None = None
+) -> Architecture:
     """The network that a user's function makes.
 
     The function is called once for each seed, after ``keras.utils.set_random_seed``.
 
     Raises:
-        InputError: If it makes no built model with one input and fitting outputs, or
-            one that carries penalties of its own.
+        InputError: If it fails, makes no built model with one input and fitting
+            outputs, or one that carries penalties of its own.
     """
 
     def build(seed: int) -> keras.Model:
         keras.utils.set_random_seed(seed)
         return make()
 
-    _check_model(build(0), problem)
-    return Architecture(getattr(make, "__name__", "model"), build)
+    title = name or str(getattr(make, "__name__", "model"))
+    try:
+        model = build(0)
+    except Exception as error:
+        # Whatever a user's own code may raise.
+        raise InputError(
+            f"model function {title!r} failed: {type(error).__name__}: "
+            f"{one_line(error)}"
+        ) from error
+    _check_model(model, problem)
+    return Architecture(title, build)
 
 
 def gives_probabilities(model: keras.Model) -> bool:
     """Whether a classifier's last layer is a softmax or sigmoid, not linear."""
-    last = model.layers[-1]
+    last: keras.Layer = model
+    while isinstance(last, keras.Model) and getattr(last, "layers", None):
+        last = _output_layer(last)
     activation = getattr(last, "activation", None)
     name = getattr(activation, "__name__", "")
     return name in ("softmax", "sigmoid") or isinstance(last, keras.layers.Softmax)
+
+
+def _output_layer(model: keras.Model) -> keras.Layer:
+    """The layer that makes a model's output: in a graph not always its last one."""
+    if isinstance(model, keras.Sequential):
+        return model.layers[-1]
+    try:
+        outputs = model.get_config()["output_layers"]
+    except (KeyError, TypeError, NotImplementedError):
+        return model.layers[-1]
+    while not isinstance(outputs, str):
+        outputs = next(iter(outputs.values() if isinstance(outputs, dict) else outputs))
+    return model.get_layer(outputs)
 
 
 def initial_weights(model: keras.Model) -> list[np.ndarray]:

@@ -27,11 +27,19 @@ _RULES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     }
 )
 
+DECAY = "decay"
+"""Name of the arm with decoupled weight decay in the optimizer instead of a penalty."""
+
 DEFAULT_L2 = 2.5e-4
 """Coefficient of ``l2``: the weight decay 5e-4 of many published networks.
 
 In PyTorch's convention, which is 2 c; 24 thousand to 138 million weights, without a
 trend with size.
+"""
+DEFAULT_DECAY = 5e-3
+"""The optimizer's ``weight_decay`` of ``decay``: pulls on SGD's time scale as ``l2``.
+
+Decoupled decay is 2 c / (1 - momentum), at momentum 0.9. Keras's AdamW has 4e-3.
 """
 DEFAULT_SAMPLE = 6.0
 """Lambda of ``sample``, in lambda / (2 m).
@@ -57,13 +65,14 @@ def default_strength(penalty: str, largest: int = TYPICAL_KERNEL) -> float:
     from: a comparison at these says how the settings do, not how the methods do.
 
     Args:
-        penalty: ``l2``, ``scaled`` or ``sample``.
+        penalty: ``l2``, ``scaled``, ``sample`` or ``decay``.
         largest: Weights of the largest kernel of the network.
     """
     defaults = {
         "l2": DEFAULT_L2,
         "scaled": DEFAULT_L2 * largest,
         "sample": DEFAULT_SAMPLE,
+        DECAY: DEFAULT_DECAY,
     }
     return defaults[penalty]
 
@@ -81,6 +90,10 @@ class Arm:
             ``keras.saving.serialize_keras_object`` makes it, which is what is kept.
             ``None`` for no penalty.
         dropout: Rate of the Dropout behind each hidden non-linearity, 0 for none.
+        weight_decay: Decoupled weight decay of the optimizer, as Keras's
+            ``weight_decay=`` has it, on the weights that a rule is put on by default:
+            ``w`` becomes ``w - learning_rate * weight_decay * w`` before each update.
+            0 for none.
 
     Raises:
         InputError: If a value is outside its range.
@@ -89,6 +102,7 @@ class Arm:
     name: str
     rule: Mapping[str, Any] | keras.Regularizer | None = None
     dropout: float = 0.0
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the values and turns a rule into its config."""
@@ -98,6 +112,13 @@ class Arm:
                 "since files are named after it."
             )
         object.__setattr__(self, "dropout", check_rate(self.dropout))
+        decay = self.weight_decay
+        if not _is_number(decay) or not math.isfinite(decay) or decay < 0:
+            raise InputError(
+                f"arm {self.name!r}: weight_decay {decay!r}: expected a finite number, "
+                "0 or more."
+            )
+        object.__setattr__(self, "weight_decay", float(decay))
         if self.rule is not None:
             object.__setattr__(self, "rule", _config(self.rule))
 
@@ -117,8 +138,8 @@ def named_arms(
     """The arms of these names.
 
     Args:
-        names: Of ``none``, ``l2``, ``scaled``, ``sample`` and ``dropout``; joined by
-            ``+`` for a penalty with dropout, as ``sample+dropout``.
+        names: Of ``none``, ``l2``, ``scaled``, ``sample``, ``decay`` and ``dropout``;
+            joined by ``+`` for a penalty with dropout, as ``sample+dropout``.
         strengths: Name -> strength. A whole name (``sample+dropout``) goes before
             the name of its penalty (``sample``), which is for all arms that have it.
         dropout: Rate of the arms with dropout.
@@ -142,12 +163,15 @@ def named_arms(
     rate = check_rate(dropout)
     arms = []
     for name, (penalty, drops) in parts.items():
-        rule = None
+        rule, decay = None, 0.0
         if penalty is not None:
             default = default_strength(penalty, largest)
             strength = strengths.get(name, strengths.get(penalty, default))
-            rule = _named_rule(penalty, strength)
-        arms.append(Arm(name, rule, rate if drops else 0.0))
+            if penalty == DECAY:
+                decay = strength
+            else:
+                rule = _named_rule(penalty, strength)
+        arms.append(Arm(name, rule, rate if drops else 0.0, decay))
     return tuple(arms)
 
 
@@ -164,13 +188,14 @@ def check_rate(rate: Any) -> float:
 
 def _parts(name: str) -> tuple[str | None, bool]:
     """``(penalty or None, whether there is dropout)`` of an arm's name."""
-    known = ["none", *_RULES, "dropout"]
+    pulling = [*_RULES, DECAY]
+    known = ["none", *pulling, "dropout"]
     parts = name.split("+")
     for part in parts:
         if part not in known:
-            combined = [f"{rule}+dropout" for rule in _RULES]
+            combined = [f"{rule}+dropout" for rule in pulling]
             raise unknown("arm", name, [*known, *combined])
-    penalties = [part for part in parts if part in _RULES]
+    penalties = [part for part in parts if part in pulling]
     if "none" in parts and len(parts) > 1:
         raise InputError(f"arm {name!r}: 'none' cannot be joined with another.")
     if len(penalties) > 1 or len(set(parts)) < len(parts):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import re
+from collections.abc import Callable, Iterator
+
 import keras
 
 # Registers the rules, so that a config finds its class.
@@ -42,12 +46,8 @@ def coefficients(
             detach(model)
     except (TypeError, ValueError) as error:
         raise InputError(f"arm {arm.name!r}: {one_line(error)}") from error
-    found = {path: effective_coefficient(r, v.shape) for path, v, r in weights}
-    if len(found) < len(weights):
-        raise InputError(
-            f"model {model.name!r} has several weights of one path among "
-            f"{[path for path, _, _ in weights]}: expected layers of different names."
-        )
+    names = paths(model)
+    found = {names[id(v)]: effective_coefficient(r, v.shape) for _, v, r in weights}
     if None in found.values():
         raise InputError(
             f"arm {arm.name!r}: {arm.rule['class_name']} is not of the form c * "
@@ -58,6 +58,59 @@ def coefficients(
 
 def penalisable(model: keras.Model) -> dict[str, keras.Variable]:
     """The weights that a rule is put on by default, by path."""
-    paths = set(attach(model, keras.regularizers.L2(0.0)))
+    attach(model, keras.regularizers.L2(0.0))
+    chosen = [v for _, v, _ in penalised(model)]
     detach(model)
-    return {v.path: v for v in model.trainable_weights if v.path in paths}
+    names = paths(model)
+    return {names[id(v)]: v for v in chosen}
+
+
+def paths(model: keras.Model) -> dict[int, str]:
+    """``id`` of each weight -> its path, the same for a model that is made again.
+
+    Keras numbers layers without a name of their own by how many it has made before;
+    here they are numbered within the model.
+
+    Raises:
+        InputError: If two weights have one path.
+    """
+    rename = plain_names(model)
+    found = {
+        id(v): "/".join(rename(part) for part in v.path.split("/"))
+        for v in model.weights
+    }
+    doubled = [path for path, n in collections.Counter(found.values()).items() if n > 1]
+    if doubled:
+        raise InputError(
+            f"model {model.name!r} has several weights of the path {doubled[0]!r}: "
+            "expected layers of different names."
+        )
+    return found
+
+
+def plain_names(model: keras.Model) -> Callable[[str], str]:
+    """A function that numbers the names that Keras gave from 0, as they come."""
+    kinds = {
+        re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+        for name in (type(layer).__name__ for layer in [model, *every_layer(model)])
+    } | {"input_layer"}
+    pattern = re.compile(rf"({'|'.join(sorted(map(re.escape, kinds)))})(_[0-9]+)?")
+    given: dict[str, str] = {}
+    counts: collections.Counter[str] = collections.Counter()
+
+    def rename(name: str) -> str:
+        match = pattern.fullmatch(name)
+        if match is None:
+            return name
+        if name not in given:
+            kind = match[1]
+            given[name] = f"{kind}_{counts[kind]}" if counts[kind] else kind
+            counts[kind] += 1
+        return given[name]
+
+    return rename
+
+
+def every_layer(layer: keras.Layer) -> Iterator[keras.Layer]:
+    """All layers within a layer, each once."""
+    return iter(layer._flatten_layers(include_self=False))

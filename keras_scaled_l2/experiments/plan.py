@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
 import math
 import os
 import pathlib
+import re
+import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeAlias
 
 import keras
+import numpy as np
 
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments import architectures
@@ -22,9 +29,15 @@ from keras_scaled_l2.experiments.arms import (
     Arm,
     named_arms,
 )
-from keras_scaled_l2.experiments.coefficients import penalisable
+from keras_scaled_l2.experiments.arrays import Arrays
+from keras_scaled_l2.experiments.coefficients import penalisable, plain_names
 from keras_scaled_l2.experiments.errors import InputError, require, unknown
-from keras_scaled_l2.experiments.problems import Problem, load_problem
+from keras_scaled_l2.experiments.problems import Problem, load_problem, split
+
+Model: TypeAlias = (
+    str | os.PathLike[str] | keras.Model | Callable[[], keras.Model] | None
+)
+"""What ``architectures.architecture`` takes; ``None`` is ``"dense"``."""
 
 DEFAULT_SEEDS = 3
 DEFAULT_EPOCHS = 12
@@ -81,10 +94,49 @@ class Plan:
     batch_size: int
     optimizer: OptimizerSpec
     directory: pathlib.Path | None
+    trials: int
+    patience: int | None
+
+    def data(self, seed: int) -> Problem:
+        """The problem as a seed splits it; arrays that came split stay so."""
+        if self.problem.split_seed is None:
+            return self.problem
+        return split(self.problem, seed)
+
+    def configuration(self) -> dict[str, Any]:
+        """What the numbers follow from, but for the seeds, as plain data."""
+        problem = self.problem
+        return {
+            "problem": problem.name,
+            "task": problem.task,
+            "data": _digest(*_arrays(problem.source.arrays)),
+            "standardise": problem.source.standardise,
+            "architecture": self.architecture.name,
+            # They follow from the layers, their shapes and how they are initialised.
+            "initial weights": _digest(
+                *architectures.initial_weights(self.architecture.build(0))
+            ),
+            "layers": _layers(self.network),
+            "epochs": self.epochs,
+            "batch size": self.batch_size,
+            "optimizer": self.optimizer.to_dict(),
+            "trials": self.trials,
+            "patience": self.patience,
+            "backend": keras.backend.backend(),
+            "versions": versions(),
+            "arms": {
+                arm.name: {
+                    "rule": arm.config,
+                    "dropout": arm.dropout,
+                    "weight_decay": arm.weight_decay,
+                }
+                for arm in self.arms
+            },
+        }
 
 
 def make_plan(
-    model: Callable[[], keras.Model] | None = None,
+    model: Model = "dense",
     problem: str | os.PathLike[str] | Problem = "mnist5k",
     arms: Sequence[str | Arm] = DEFAULT_ARMS,
     *,
@@ -97,6 +149,8 @@ def make_plan(
     optimizer: str | keras.optimizers.Optimizer = "sgd",
     learning_rate: float | None = None,
     directory: str | os.PathLike[str] | None = None,
+    tune: int | None = None,
+    patience: int | None = None,
 ) -> Plan:
     """Check what ``compare`` was asked for; the arguments are those of ``compare``.
 
@@ -109,33 +163,87 @@ def make_plan(
     epochs = check_count("epochs", epochs)
     batch_size = check_count("batch size", batch_size)
     hidden = architectures.check_hidden(hidden)
+    trials = 0 if tune is None else check_count("tune", tune)
+    if patience is not None:
+        check_count("patience", patience)
     config = _optimizer(optimizer, learning_rate)
     # Missing packages come to light now, not after an hour of training.
     require("scipy.stats", "the confidence interval")
     if not isinstance(problem, Problem):
         problem = load_problem(problem)
-    if model is None:
-        architecture = architectures.dense(problem, hidden)
-    elif callable(model) and not isinstance(model, keras.Model):
-        architecture = architectures.from_function(model, problem)
-    else:
-        raise InputError(
-            f"model {model!r}: expected a function without arguments that makes a "
-            "built keras.Model, since every seed starts from weights of its own."
-        )
+    architecture = architectures.architecture(
+        "dense" if model is None else model, problem, hidden
+    )
     network = architecture.build(seeds[0])
-    largest = max(elements(v.shape) for v in penalisable(network).values())
+    given = _arms(arms, strengths, dropout, largest_kernel(network))
+    _check_decay(given, config)
     return Plan(
         problem=problem,
         architecture=architecture,
         network=network,
-        arms=_arms(arms, strengths, dropout, largest),
+        arms=given,
         seeds=seeds,
         epochs=epochs,
         batch_size=batch_size,
         optimizer=config,
         directory=None if directory is None else _writable(directory),
+        trials=trials,
+        patience=patience,
     )
+
+
+def largest_kernel(network: keras.Model) -> int:
+    """Number of weights of the largest tensor that a rule is put on by default."""
+    return max(elements(v.shape) for v in penalisable(network).values())
+
+
+def _check_decay(arms: Sequence[Arm], optimizer: OptimizerSpec) -> None:
+    decay = optimizer.config.get("weight_decay")
+    decaying = [arm.name for arm in arms if arm.weight_decay]
+    if decay and decaying:
+        raise InputError(
+            f"optimizer with weight_decay={decay} and arm {decaying[0]!r} with one of "
+            "its own: expected an optimizer without, so that the arms differ in it."
+        )
+
+
+def _arrays(arrays: Arrays) -> Iterator[np.ndarray]:
+    for field in dataclasses.fields(arrays):
+        value = getattr(arrays, field.name)
+        if isinstance(value, np.ndarray):
+            yield value
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    """A hash of arrays: type, shape and content."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def _layers(network: keras.Model) -> str:
+    """A hash of everything that a network's config says, but for seeds and numbers."""
+    try:
+        text = json.dumps(network.get_config(), sort_keys=True, default=str)
+    except (TypeError, ValueError, NotImplementedError):
+        text = str([(v.path, tuple(v.shape)) for v in network.weights])
+    text = re.sub(r'"seed": (\d+|null)', '"seed": 0', text)
+    rename = plain_names(network)
+    text = re.sub(r'"(\w+)"', lambda name: rename(name[1]), text)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Version of everything that the numbers depend on."""
+    names = ["keras", "numpy", keras.backend.backend()]
+    found = {name: importlib.metadata.version(name) for name in names}
+    from keras_scaled_l2 import __version__
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python, "keras_scaled_l2": __version__, **found}
 
 
 def check_count(name: str, value: Any) -> int:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from typing import IO, Any, Protocol
 
-from keras_scaled_l2.experiments.records import RunRecord
+from keras_scaled_l2.experiments.records import RunRecord, Trial
 
 
 class Progress(Protocol):
     """Told of everything that happens in a comparison, in this order."""
 
-    def start(self, runs: int, epochs: int) -> None:
-        """So many runs of so many epochs each are about to be made."""
+    def start(self, jobs: int, epochs: int) -> None:
+        """So many runs and trials of at most so many epochs each are to be made."""
 
-    def begin(self, arm: str, seed: int) -> None:
-        """A run begins."""
+    def compile(self) -> None:
+        """A network is being compiled."""
+
+    def begin(self, arm: str, seed: int, trial: int | None = None) -> None:
+        """A run begins, or a trial; not told of one that was finished before."""
 
     def epoch(self, logs: dict[str, Any]) -> None:
         """An epoch of it has ended with these logs."""
 
+    def tried(self, arm: str, seed: int, number: int, trial: Trial) -> None:
+        """A trial has ended, now or in an earlier call, with this record."""
+
     def finish(self, arm: str, record: RunRecord) -> None:
-        """The run has ended with this record."""
+        """A run has ended, now or in an earlier call, with this record."""
 
     def stop(self) -> None:
         """Nothing follows; called even if the comparison was interrupted."""
@@ -30,13 +38,19 @@ class Progress(Protocol):
 class Silent:
     """Shows nothing."""
 
-    def start(self, runs: int, epochs: int) -> None:
+    def start(self, jobs: int, epochs: int) -> None:
         """Shows nothing."""
 
-    def begin(self, arm: str, seed: int) -> None:
+    def compile(self) -> None:
+        """Shows nothing."""
+
+    def begin(self, arm: str, seed: int, trial: int | None = None) -> None:
         """Shows nothing."""
 
     def epoch(self, logs: dict[str, Any]) -> None:
+        """Shows nothing."""
+
+    def tried(self, arm: str, seed: int, number: int, trial: Trial) -> None:
         """Shows nothing."""
 
     def finish(self, arm: str, record: RunRecord) -> None:
@@ -47,26 +61,54 @@ class Silent:
 
 
 class Lines(Silent):
-    """A plain line for each finished run, for files and pipes.
+    """A plain line for each finished run or trial, for files and pipes.
 
     Args:
         stream: Where the lines go; standard error by default.
+        clock: Seconds, from any start.
     """
 
-    def __init__(self, stream: IO[str] | None = None) -> None:
+    def __init__(
+        self,
+        stream: IO[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._stream = stream
-        self._runs = 0
-        self._finished = 0
+        self._clock = clock
+        self._jobs = self._ended = self._made = 0
+        self._seconds = 0.0
+        self._begun: float | None = None
 
-    def start(self, runs: int, epochs: int) -> None:
-        """Counts the runs."""
-        self._runs, self._finished = runs, 0
+    def start(self, jobs: int, epochs: int) -> None:
+        """Counts the runs and trials."""
+        self._jobs, self._ended, self._made = jobs, 0, 0
+        self._seconds, self._begun = 0.0, None
+
+    def begin(self, arm: str, seed: int, trial: int | None = None) -> None:
+        """Takes the time."""
+        self._begun = self._clock()
+
+    def tried(self, arm: str, seed: int, number: int, trial: Trial) -> None:
+        """Prints the line of the trial."""
+        self._line(describe_trial(arm, seed, number, trial))
 
     def finish(self, arm: str, record: RunRecord) -> None:
         """Prints the line of the run."""
-        self._finished += 1
+        self._line(describe(arm, record))
+
+    def _line(self, text: str) -> None:
+        self._ended += 1
+        left = self._jobs - self._ended
+        if self._begun is None:
+            text += " (found)"
+        else:
+            self._made += 1
+            self._seconds += self._clock() - self._begun
+            self._begun = None
+            if left:
+                text += f"; about {duration(self._seconds / self._made * left)} left"
         print(
-            f"[{self._finished}/{self._runs}] {describe(arm, record)}",
+            f"[{self._ended}/{self._jobs}] {text}",
             file=self._stream or sys.stderr,
             flush=True,
         )
@@ -100,34 +142,51 @@ class Bar(Silent):
             console=Console(stderr=True),
             transient=True,
         )
-        self._task = self._columns.add_task("compiling", total=None)
+        self._task = self._columns.add_task("starting", total=None)
         self._run = ""
+        self._epochs = self._ended = 0
 
-    def start(self, runs: int, epochs: int) -> None:
+    def start(self, jobs: int, epochs: int) -> None:
         """Shows the bar."""
-        self._columns.update(self._task, total=runs * epochs)
+        self._epochs = epochs
+        self._columns.update(self._task, total=jobs * epochs)
         self._columns.start()
 
-    def begin(self, arm: str, seed: int) -> None:
+    def compile(self) -> None:
+        """Says what takes so long."""
+        self._columns.update(self._task, description=f"{self._run}: compiling")
+
+    def begin(self, arm: str, seed: int, trial: int | None = None) -> None:
         """Names the run."""
         self._run = f"{arm}, seed {seed}"
+        if trial is not None:
+            self._run += f", trial {trial}"
         self._columns.update(self._task, description=self._run)
 
     def epoch(self, logs: dict[str, Any]) -> None:
         """Moves the bar."""
-        loss = logs.get("val_data_loss")
-        shown = "" if loss is None else f": validation data loss {loss:.4f}"
+        loss, validation = logs.get("data_loss"), logs.get("val_data_loss")
+        shown = "" if loss is None else f": data loss {loss:.4f}"
+        shown += "" if validation is None else f", validation {validation:.4f}"
         self._columns.update(self._task, advance=1, description=self._run + shown)
+
+    def tried(self, arm: str, seed: int, number: int, trial: Trial) -> None:
+        """Prints the line of the trial above the bar."""
+        self._end(describe_trial(arm, seed, number, trial))
 
     def finish(self, arm: str, record: RunRecord) -> None:
         """Prints the line of the run above the bar."""
-        self._columns.console.print(
-            describe(arm, record), highlight=False, markup=False
-        )
+        self._end(describe(arm, record))
 
     def stop(self) -> None:
         """Takes the bar away."""
         self._columns.stop()
+
+    def _end(self, line: str) -> None:
+        self._ended += 1
+        # Fewer epochs than there might have been, where training stopped early.
+        self._columns.update(self._task, completed=self._ended * self._epochs)
+        self._columns.console.print(line, highlight=False, markup=False)
 
 
 def choose(progress: Progress | bool) -> Progress:
@@ -146,6 +205,21 @@ def choose(progress: Progress | bool) -> Progress:
         except ImportError:
             pass
     return Lines()
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: ``45 s``, ``3 min``, ``2.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def describe_trial(arm: str, seed: int, number: int, trial: Trial) -> str:
+    """One line for a finished trial."""
+    return (
+        f"{arm}, seed {seed}, trial {number}: validation data loss "
+        f"{trial.data_loss:.4f}"
+    )
 
 
 def describe(arm: str, record: RunRecord) -> str:

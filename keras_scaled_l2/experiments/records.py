@@ -32,11 +32,57 @@ class Cost:
 class Score:
     """How a trained network does on one set: without penalty, dropout switched off.
 
-    ``accuracy`` is ``None`` for regression.
+    Args:
+        data_loss: The loss without penalties.
+        accuracy: Share of examples that are right; ``None`` for regression.
+        calibration_error: Expected calibration error, on the test set only; ``None``
+            elsewhere and for regression.
     """
 
     data_loss: float
     accuracy: float | None
+    calibration_error: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What an arm comes to in one run: the knobs that a tuning may turn.
+
+    Args:
+        rule: Config of the rule, or ``None``.
+        dropout: Dropout rate.
+        weight_decay: Decoupled weight decay of the optimizer.
+    """
+
+    rule: dict[str, Any] | None = None
+    dropout: float = 0.0
+    weight_decay: float = 0.0
+
+
+PLAIN = Setting()
+"""No penalty, no dropout, no weight decay."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One setting tried on the validation data, before the run that counts.
+
+    Args:
+        setting: What was tried.
+        data_loss: Validation data loss, of the best epoch if training stops early.
+        best_epoch: Epoch of the lowest validation data loss, counted from 1.
+    """
+
+    setting: Setting
+    data_loss: float
+    best_epoch: int
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The trial of a dictionary that ``dataclasses.asdict`` made."""
+        setting = _build(Setting, data["setting"])
+        trial: Self = _build(cls, {**data, "setting": setting})
+        return trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +90,29 @@ class RunRecord:
     """One run: one arm from one seed.
 
     Args:
-        seed: The seed of initial weights, batch order and dropout masks.
+        seed: The seed of split, initial weights, batch order and dropout masks.
         starting_cost: Before the first step, on the whole training set, dropout off.
-        train: After the last step, as ``validation`` and ``test``.
+        train: With the weights that were kept, as ``validation`` and ``test``.
         validation: On the validation set.
         test: On the test set.
         seconds: Wall time of the training, compilation left out.
+        final_cost: As ``starting_cost``, with the weights that were kept.
+        setting: What was trained; differs between the seeds where it was tuned.
+        coefficients: Path of each penalised weight -> effective coefficient ``c``.
+        gradient_ratios: ``"start"`` and ``"end"`` -> path -> norm of the penalty's
+            gradient over norm of the data gradient, on one batch of training data,
+            dropout off.
+        weight_norms: ``"start"`` and ``"end"`` -> norm of all weights that a penalty
+            would be put on, taken together.
+        best_epoch: Epoch of the lowest validation data loss, counted from 1.
+        kept_epoch: Epoch whose weights were kept: the best if training stops early,
+            else the last.
+        steps: Steps that were trained.
+        curves: Name of a quantity (``data_loss``, ``penalty``, ``accuracy``,
+            ``val_data_loss``, ``val_accuracy``) -> its value by epoch; those of the
+            training set are means over the epoch, dropout on.
+        trials: What was tried on the validation data first; empty if nothing was
+            tuned.
     """
 
     seed: int
@@ -58,17 +121,48 @@ class RunRecord:
     validation: Score
     test: Score
     seconds: float
+    final_cost: Cost | None = None
+    setting: Setting = PLAIN
+    coefficients: dict[str, float] = dataclasses.field(default_factory=dict)
+    gradient_ratios: dict[str, dict[str, float]] = dataclasses.field(
+        default_factory=dict
+    )
+    weight_norms: dict[str, float] = dataclasses.field(default_factory=dict)
+    best_epoch: int | None = None
+    kept_epoch: int | None = None
+    steps: int | None = None
+    curves: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The record of a dictionary that ``dataclasses.asdict`` made."""
-        scores = {n: _build(Score, data[n]) for n in ("train", "validation", "test")}
-        return cls(
-            seed=data["seed"],
-            starting_cost=_build(Cost, data["starting_cost"]),
-            seconds=data["seconds"],
-            **scores,
-        )
+        """The record of a dictionary that ``to_dict`` made."""
+        parts: dict[str, Any] = {
+            n: _build(Score, data[n]) for n in ("train", "validation", "test")
+        }
+        parts["starting_cost"] = _build(Cost, data["starting_cost"])
+        if data.get("final_cost") is not None:
+            parts["final_cost"] = _build(Cost, data["final_cost"])
+        if "setting" in data:
+            parts["setting"] = _build(Setting, data["setting"])
+        parts["trials"] = tuple(Trial.from_dict(t) for t in data.get("trials", ()))
+        parts["curves"] = {
+            name: [_number(value) for value in values]
+            for name, values in data.get("curves", {}).items()
+        }
+        parts["gradient_ratios"] = {
+            when: {path: _number(value) for path, value in ratios.items()}
+            for when, ratios in data.get("gradient_ratios", {}).items()
+        }
+        parts["weight_norms"] = {
+            when: _number(value) for when, value in data.get("weight_norms", {}).items()
+        }
+        run: Self = _build(cls, {**data, **parts})
+        return run
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as it stands in comparison.json."""
+        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +171,14 @@ class ArmRecord:
 
     Args:
         name: Name of the arm.
-        rule: Config of its rule, or ``None``.
-        dropout: Its dropout rate.
-        coefficients: Path of each penalised weight -> effective coefficient ``c``.
+        rule: Config of its rule as it was given, or ``None``.
+        dropout: Its dropout rate as it was given.
+        coefficients: Path of each penalised weight -> effective coefficient ``c`` of
+            the rule as it was given.
         runs: The runs that are finished, by order of seeds.
+        weight_decay: Its decoupled weight decay as it was given.
+        grid: The settings that each seed tries on validation data; empty if the arm
+            is trained as it was given.
     """
 
     name: str
@@ -88,10 +186,12 @@ class ArmRecord:
     dropout: float
     coefficients: dict[str, float]
     runs: tuple[RunRecord, ...] = ()
+    weight_decay: float = 0.0
+    grid: tuple[Setting, ...] = ()
 
     @property
     def summary(self) -> dict[str, MeanStd]:
-        """Mean and standard deviation (n - 1) over the seeds, by test metric."""
+        """Mean over the seeds, its spread and its 95 % interval, by test metric."""
         return {f"test_{name}": mean_std(self.test(name)) for name in METRICS}
 
     def test(self, metric: str) -> list[float]:
@@ -108,11 +208,12 @@ class ArmRecord:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The arm of a dictionary from comparison.json; the summary is made anew."""
         runs = tuple(RunRecord.from_dict(run) for run in data["runs"])
-        arm: Self = _build(cls, {**data, "runs": runs})
+        grid = tuple(_build(Setting, setting) for setting in data.get("grid", ()))
+        arm: Self = _build(cls, {**data, "runs": runs, "grid": grid})
         return arm
 
 
-METRICS = ("accuracy", "data_loss")
+METRICS = ("accuracy", "data_loss", "calibration_error")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,11 +228,15 @@ class Comparison:
         device: What it ran on.
         versions: Package -> version.
         samples: Examples in ``train``, ``validation`` and ``test``.
-        split_seed: Seed of the split into these, ``None`` if they came so.
+        split: ``"by seed"`` if each seed draws its own split into these, ``"given"``
+            if they came split.
         epochs: Passes over the training data.
         batch_size: Examples per step.
         optimizer: Class and config of the optimizer.
         arms: The arms, in the order asked for.
+        patience: Epochs without a lower validation data loss after which training
+            stops and goes back to the best; ``None`` if it does not stop early.
+        task: ``"binary"``, ``"classes"`` or ``"regression"``.
     """
 
     problem: str
@@ -141,11 +246,13 @@ class Comparison:
     device: str
     versions: dict[str, str]
     samples: dict[str, int]
-    split_seed: int | None
+    split: str
     epochs: int
     batch_size: int
     optimizer: dict[str, Any]
     arms: tuple[ArmRecord, ...]
+    patience: int | None = None
+    task: str = "classes"
 
     def __getitem__(self, name: str) -> ArmRecord:
         """The arm of this name."""
@@ -163,11 +270,16 @@ class Comparison:
         return tables.markdown(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """What comparison.json holds."""
+        """What comparison.json holds; the statistics are made of the runs."""
         fields = {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self)
         }
-        return {"format": FORMAT, **fields, "arms": [a.to_dict() for a in self.arms]}
+        return {
+            "format": FORMAT,
+            **fields,
+            "arms": [a.to_dict() for a in self.arms],
+            "statistics": tables.statistics(self),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -182,13 +294,13 @@ class Comparison:
                 f"keras_scaled_l2 reads format {FORMAT}. Use the version that wrote it."
             )
         arms = tuple(ArmRecord.from_dict(arm) for arm in data["arms"])
-        comparison: Self = _build(cls, {"split_seed": None, **data, "arms": arms})
+        comparison: Self = _build(cls, {"split": "given", **data, "arms": arms})
         return comparison
 
 
 def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
     """Write a JSON file atomically; NaN and infinity, which JSON lacks, as null."""
-    write_text(path, json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(data), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -227,20 +339,26 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         raise
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain data as JSON has it: NaN and infinity as ``None``."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 
 def _build(cls: Any, data: Mapping[str, Any]) -> Any:
     """A dataclass of the fields that it knows; null where a number was lost is NaN."""
-    values = {f.name: data[f.name] for f in dataclasses.fields(cls)}
+    values = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
     for name in ("total", "data", "penalty", "data_loss"):
-        if name in values and values[name] is None:
-            values[name] = math.nan
+        if name in values:
+            values[name] = _number(values[name])
     return cls(**values)
+
+
+def _number(value: float | None) -> float:
+    """JSON has no NaN: it was written as null."""
+    return math.nan if value is None else value

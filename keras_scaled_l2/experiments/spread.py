@@ -1,8 +1,9 @@
-"""What a handful of seeds can tell: means, spreads, paired differences."""
+"""What a handful of seeds can tell: a mean, its spread and its interval."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -14,71 +15,54 @@ CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class MeanStd:
-    """Mean and sample standard deviation.
+    """Mean, sample standard deviation, and the ends of the mean's 95 % interval.
 
-    ``std`` divides by n - 1 and is ``None`` for one value; ``mean`` is ``None`` for
-    none. Both are NaN if a value is: a run that diverged is not left out.
+    ``std`` divides by n - 1; it, ``low`` and ``high`` are ``None`` for one value;
+    ``mean`` is ``None`` for none. All are NaN if a value is NaN or infinite: a run that
+    diverged is not left out.
     """
 
     mean: float | None
     std: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 def mean_std(values: Sequence[float]) -> MeanStd:
-    """Mean and sample standard deviation (n - 1) of the values."""
+    """Mean of the values, their standard deviation, and the mean's 95 % interval.
+
+    Formula: ``mean +- t * std / sqrt(n)``, see ``half_width``.
+    """
     if not values:
         return MeanStd(None, None)
     if not all(math.isfinite(v) for v in values):
-        return MeanStd(math.nan, math.nan if len(values) > 1 else None)
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return MeanStd(statistics.fmean(values), std)
+        return MeanStd(math.nan, *[math.nan if len(values) > 1 else None] * 3)
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return MeanStd(mean, None)
+    std = statistics.stdev(values)
+    half = half_width(std, len(values))
+    return MeanStd(mean, std, mean - half, mean + half)
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """A mean paired difference and the half width of its confidence interval.
+def half_width(std: float, n: int, *, comparisons: int = 1) -> float:
+    """Half the width of the 95 % interval of a mean.
 
-    ``margin`` is ``None`` where a single pair leaves it open.
-    """
-
-    mean: float
-    margin: float | None
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.margin is not None and abs(self.mean) > self.margin
-
-
-def paired_difference(
-    first: Sequence[float],
-    second: Sequence[float],
-    *,
-    comparisons: int = 1,
-    resolution: float = 0.0,
-) -> Difference:
-    """Mean of ``first - second``, seed by seed, with its 95 % interval.
-
-    Formula: ``mean(d) +- t * std(d) / sqrt(n)`` with Student's t of ``n - 1`` degrees
-    of freedom at ``1 - 0.05 / (2 * comparisons)`` (Bonferroni), so that picking the
-    best of several arms does not by itself make a winner.
+    Formula: ``t * std / sqrt(n)`` with Student's t of ``n - 1`` degrees of freedom at
+    ``1 - 0.05 / (2 * comparisons)`` (Bonferroni).
 
     Args:
-        first: A metric of one arm by seed.
-        second: The same of the other arm, in the same order of seeds.
-        comparisons: How many such differences the reader may look at.
-        resolution: Smallest step of the metric, one example of the test set for an
-            accuracy. The spread is taken to be no smaller: two seeds that both differ
-            by one example prove nothing.
+        std: Standard deviation (n - 1) of the values.
+        n: How many there are, at least two.
+        comparisons: How many intervals are to hold together.
+
+    Raises:
+        InputError: If scipy is not installed.
     """
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    n = len(differences)
-    spread = mean_std(differences)
-    if spread.mean is None:
-        return Difference(math.nan, None)
-    if spread.std is None:
-        return Difference(spread.mean, None)
+    return _quantile(n - 1, comparisons) * std / math.sqrt(n)
+
+
+@functools.cache
+def _quantile(degrees: int, comparisons: int) -> float:
     student = require("scipy.stats", "the confidence interval").t
-    quantile = student.ppf(1 - (1 - CONFIDENCE) / (2 * comparisons), n - 1)
-    std = max(spread.std, resolution)
-    return Difference(spread.mean, float(quantile) * std / math.sqrt(n))
+    return float(student.ppf(1 - (1 - CONFIDENCE) / (2 * comparisons), degrees))

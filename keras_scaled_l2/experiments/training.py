@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -15,9 +18,19 @@ from keras_scaled_l2.callbacks import CostMonitor
 from keras_scaled_l2.costs import split_cost
 from keras_scaled_l2.experiments.architectures import gives_probabilities
 from keras_scaled_l2.experiments.batches import Batches, DrawOrder
+from keras_scaled_l2.experiments.calibration import calibration_error
 from keras_scaled_l2.experiments.problems import Problem
-from keras_scaled_l2.experiments.records import Cost, RunRecord, Score
-from keras_scaled_l2.gradients import Tensor, sum_of_squares
+from keras_scaled_l2.experiments.records import (
+    PLAIN,
+    Cost,
+    RunRecord,
+    Score,
+    Setting,
+    Trial,
+)
+from keras_scaled_l2.experiments.twin import variable_dropouts
+from keras_scaled_l2.gradients import Tensor, loss_gradients, sum_of_squares, to_numpy
+from keras_scaled_l2.tensorboard import EventFile
 
 EVALUATION_BATCH = 1000
 
@@ -75,6 +88,8 @@ class Trainer:
         problem: Tells the task; the data of each run is given to the run.
         optimizer: An optimizer that nothing else uses.
         batch_size: Examples per step.
+        decays: Whether runs may have the optimizer's weight decay, on the weights to
+            penalise; it costs a pass over them in each step.
     """
 
     def __init__(
@@ -86,17 +101,23 @@ class Trainer:
         problem: Problem,
         optimizer: keras.optimizers.Optimizer,
         batch_size: int,
+        decays: bool = False,
     ) -> None:
         self.batch_size = batch_size
         self._weights = list(weights)
+        self._network = network
+        self._penalties = dict(penalties)
+        self._rates = [layer.rate for layer in variable_dropouts(network)]
+        self._decay = _variable_decay(optimizer, network, penalties) if decays else None
         self.model = _Trainee(network, list(penalties))
         self.model.build((None, *problem.x_train.shape[1:]))
         for path, variable in penalties.items():
             variable.regularizer = VariableL2(self.model.coefficients[path])
-        loss, accuracy = _objective(problem, gives_probabilities(network))
+        self._probabilities = gives_probabilities(network)
+        self._loss, accuracy = _objective(problem, self._probabilities)
         self.model.compile(
             optimizer=optimizer,
-            loss=loss,
+            loss=self._loss,
             metrics=[accuracy] if accuracy else [],
         )
         self.model.optimizer.build(self.model.trainable_variables)
@@ -123,66 +144,167 @@ class Trainer:
         self.model.fit(batches, validation_data=validation, **_QUIET)
         for name in ("train", "validation", "test"):
             self._evaluate(problem, name)
+        self._gradient_ratios(problem, {})
 
     def run(
         self,
         problem: Problem,
         initial: Sequence[np.ndarray],
-        strengths: Mapping[str, float],
+        coefficients: Mapping[str, float],
         *,
         seed: int,
         epochs: int,
+        setting: Setting = PLAIN,
+        patience: int | None = None,
         log_dir: str | os.PathLike[str] | None = None,
+        hparams: Mapping[str, float | str] | None = None,
         callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> RunRecord:
-        """Train from a seed's initial weights under an arm's coefficients.
+        """Train from a seed's initial weights, and test once.
 
         Args:
             problem: The data.
             initial: Initial weights, in the order of the trainer's ``weights``.
-            strengths: Path -> coefficient; weights that are not named have 0.
+            coefficients: Path -> coefficient; weights that are not named have 0.
             seed: Seed of batch order and dropout masks.
-            epochs: Passes over the training data.
+            epochs: Passes over the training data, at most.
+            setting: Gives dropout rate and weight decay; its rule is only recorded.
+            patience: Epochs without a lower validation data loss after which to stop
+                and go back to the best; ``None`` trains all epochs and keeps the last.
             log_dir: Where event files for TensorBoard go.
+            hparams: What TensorBoard's table of runs says of this one.
             callbacks: More callbacks for ``fit``.
         """
-        self._reset(initial, strengths, seed)
-        start = self._evaluate(problem, "train")
+        self._reset(initial, coefficients, setting, seed)
+        start = self._cost(problem)
+        ratios = {"start": self._gradient_ratios(problem, coefficients)}
+        norms = {"start": self._weight_norm()}
+        fitted = self._fit(
+            problem,
+            seed=seed,
+            epochs=epochs,
+            patience=patience,
+            callbacks=callbacks,
+            # Measuring gradients would compile two steps anew for every run.
+            monitor=_Monitor(log_dir, hparams),
+        )
+        end = self._evaluate(problem, "train")
+        ratios["end"] = self._gradient_ratios(problem, coefficients)
+        norms["end"] = self._weight_norm()
+        test = self._test_score(problem)
+        if log_dir is not None:
+            _write_test(log_dir, test, fitted.steps)
+        return RunRecord(
+            seed=seed,
+            starting_cost=start,
+            train=Score(end["data_loss"], end.get("accuracy")),
+            validation=self._score(problem, "validation"),
+            test=test,
+            seconds=fitted.seconds,
+            final_cost=Cost(end["loss"], end["data_loss"], end["penalty"]),
+            setting=setting,
+            coefficients=dict(coefficients),
+            gradient_ratios=ratios if coefficients else {},
+            weight_norms=norms,
+            best_epoch=fitted.best_epoch,
+            kept_epoch=fitted.kept_epoch,
+            steps=fitted.steps,
+            curves=fitted.curves,
+        )
+
+    def trial(
+        self,
+        problem: Problem,
+        initial: Sequence[np.ndarray],
+        coefficients: Mapping[str, float],
+        *,
+        seed: int,
+        epochs: int,
+        setting: Setting,
+        patience: int | None = None,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+    ) -> Trial:
+        """Train as ``run`` does, and look at the validation data alone."""
+        self._reset(initial, coefficients, setting, seed)
+        fitted = self._fit(
+            problem,
+            seed=seed,
+            epochs=epochs,
+            patience=patience,
+            callbacks=callbacks,
+            monitor=CostMonitor(gradients=False),
+        )
+        loss = fitted.curves["val_data_loss"][fitted.kept_epoch - 1]
+        return Trial(setting, loss, fitted.best_epoch)
+
+    def _fit(
+        self,
+        problem: Problem,
+        *,
+        seed: int,
+        epochs: int,
+        patience: int | None,
+        callbacks: Sequence[keras.callbacks.Callback],
+        monitor: CostMonitor,
+    ) -> _Fitted:
         batches = Batches(problem.x_train, problem.y_train, self.batch_size)
-        # Measuring gradients would compile two steps anew for every run.
-        monitor = CostMonitor(log_dir, gradients=False)
+        own: list[keras.callbacks.Callback] = [DrawOrder(batches, seed), monitor]
+        if patience is not None:
+            own.append(
+                keras.callbacks.EarlyStopping(
+                    monitor="val_data_loss",
+                    patience=patience,
+                    restore_best_weights=True,
+                )
+            )
         clock = time.perf_counter()
         try:
-            self.model.fit(
+            history = self.model.fit(
                 batches,
                 epochs=epochs,
                 validation_data=(problem.x_validation, problem.y_validation),
-                callbacks=[DrawOrder(batches, seed), monitor, *callbacks],
+                callbacks=[*own, *callbacks],
                 **_QUIET,
-            )
+            ).history
         except BaseException:
             # Keras ends no training that was interrupted: close the event files here.
             monitor.on_train_end()
             raise
         seconds = time.perf_counter() - clock
-        return RunRecord(
-            seed=seed,
-            starting_cost=Cost(start["loss"], start["data_loss"], start["penalty"]),
-            train=self._score(problem, "train"),
-            validation=self._score(problem, "validation"),
-            test=self._score(problem, "test"),
+        curves = {
+            name: [float(value) for value in history[name]]
+            for name in CURVES
+            if name in history
+        }
+        losses = curves["val_data_loss"]
+        # A loss that is not a number is no best one, wherever it stands.
+        ordered = [loss if math.isfinite(loss) else math.inf for loss in losses]
+        best = ordered.index(min(ordered)) + 1
+        return _Fitted(
             seconds=seconds,
+            steps=len(losses) * math.ceil(len(problem.x_train) / self.batch_size),
+            curves=curves,
+            best_epoch=best,
+            kept_epoch=len(losses) if patience is None else best,
         )
 
     def _reset(
-        self, initial: Sequence[np.ndarray], strengths: Mapping[str, float], seed: int
+        self,
+        initial: Sequence[np.ndarray],
+        coefficients: Mapping[str, float],
+        setting: Setting,
+        seed: int,
     ) -> None:
-        unknown = set(strengths) - set(self.model.coefficients)
+        unknown = set(coefficients) - set(self.model.coefficients)
         if unknown:
             raise ValueError(
-                f"strengths for {sorted(unknown)}: expected only the weights "
+                f"coefficients for {sorted(unknown)}: expected only the weights "
                 f"{sorted(self.model.coefficients)}."
             )
+        if (setting.dropout and not self._rates) or (
+            setting.weight_decay and self._decay is None
+        ):
+            raise ValueError(f"{setting}: this trainer has no dropout or no decay.")
         for variable, value in zip(self._weights, initial, strict=True):
             variable.assign(value)
         for variable, value in zip(
@@ -190,12 +312,46 @@ class Trainer:
         ):
             variable.assign(value)
         for path, variable in self.model.coefficients.items():
-            variable.assign(strengths.get(path, 0.0))
+            variable.assign(coefficients.get(path, 0.0))
+        for variable in self._rates:
+            variable.assign(setting.dropout)
+        if self._decay is not None:
+            self._decay.assign(setting.weight_decay)
         drawn = np.random.SeedSequence([seed, 1]).generate_state(
             len(self._dropout_seeds)
         )
         for variable, value in zip(self._dropout_seeds, drawn, strict=True):
             variable.assign(np.array([int(value) % 2**31, 0]))
+
+    def _cost(self, problem: Problem) -> Cost:
+        found = self._evaluate(problem, "train")
+        return Cost(found["loss"], found["data_loss"], found["penalty"])
+
+    def _weight_norm(self) -> float:
+        """Norm of all weights to penalise, taken together."""
+        return math.hypot(*(norm(v) for v in self._penalties.values()))
+
+    def _gradient_ratios(
+        self, problem: Problem, coefficients: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Penalty's gradient over data gradient of each penalised weight."""
+        x, y = problem.x_train[:EVALUATION_BATCH], problem.y_train[:EVALUATION_BATCH]
+        labels = ops.convert_to_tensor(y)
+
+        def data_cost() -> Tensor:
+            return self._loss(labels, self._network(x, training=False))
+
+        found = loss_gradients(self._network, data_cost)
+        variables = self._network.trainable_variables
+        by_id = {id(v): g for v, g in zip(variables, found, strict=True)}
+        ratios = {}
+        for path, c in coefficients.items():
+            variable = self._penalties[path]
+            gradient = by_id[id(variable)]
+            data = 0.0 if gradient is None else norm(gradient)
+            pull = 2.0 * c * norm(variable)
+            ratios[path] = pull / data if data else (math.inf if pull else 0.0)
+        return ratios
 
     def _evaluate(self, problem: Problem, name: str) -> dict[str, float]:
         found: dict[str, float] = self.model.evaluate(
@@ -210,6 +366,84 @@ class Trainer:
     def _score(self, problem: Problem, name: str) -> Score:
         found = self._evaluate(problem, name)
         return Score(found["data_loss"], found.get("accuracy"))
+
+    def _test_score(self, problem: Problem) -> Score:
+        score = self._score(problem, "test")
+        if problem.task == "regression":
+            return score
+        outputs = self.model.predict(
+            problem.x_test, batch_size=EVALUATION_BATCH, verbose=0
+        )
+        error = calibration_error(
+            np.asarray(outputs), problem.y_test, probabilities=self._probabilities
+        )
+        return dataclasses.replace(score, calibration_error=error)
+
+
+class _Monitor(CostMonitor):
+    """Costs by epoch, with what TensorBoard's table is to say of the run."""
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str] | None,
+        hparams: Mapping[str, float | str] | None,
+    ) -> None:
+        super().__init__(log_dir, gradients=False)
+        self._hparams = hparams
+
+    def describe(self, file: EventFile) -> None:
+        """Writes the hyperparameters, and the test metrics as what to sort by."""
+        if self._hparams is not None:
+            file.hparams(self._hparams, TEST_TAGS)
+        super().describe_layout(file)
+
+
+TEST_TAGS = ("test/data_loss", "test/accuracy", "test/calibration_error")
+
+
+def _write_test(log_dir: str | os.PathLike[str], test: Score, step: int) -> None:
+    """Add the test metrics to the curves of a run."""
+    values = dataclasses.asdict(test)
+    with contextlib.closing(EventFile(os.path.join(log_dir, "train"))) as file:
+        file.scalars({f"test/{k}": v for k, v in values.items() if v is not None}, step)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitted:
+    """What a training was, seen from outside."""
+
+    seconds: float
+    steps: int
+    curves: dict[str, list[float]]
+    best_epoch: int
+    kept_epoch: int
+
+
+CURVES = ("data_loss", "penalty", "accuracy", "val_data_loss", "val_accuracy")
+"""What is kept of Keras's history, by epoch."""
+
+
+def norm(x: Tensor) -> float:
+    """Euclidean norm of a tensor or variable."""
+    return math.sqrt(float(to_numpy(sum_of_squares(x))))
+
+
+def _variable_decay(
+    optimizer: keras.optimizers.Optimizer,
+    network: keras.Model,
+    penalties: Mapping[str, keras.Variable],
+) -> keras.Variable:
+    """Give an optimizer a weight decay that can change without a new trace."""
+    decayed = {id(v) for v in penalties.values()}
+    optimizer.exclude_from_weight_decay(
+        var_list=[v for v in network.trainable_variables if id(v) not in decayed]
+    )
+    # A variable of the optimizer's own: JAX makes constants of all others.
+    optimizer.weight_decay = optimizer.add_variable(
+        shape=(), initializer="zeros", dtype="float32", name="weight_decay"
+    )
+    decay: keras.Variable = optimizer.weight_decay
+    return decay
 
 
 _QUIET: dict[str, Any] = {

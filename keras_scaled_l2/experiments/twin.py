@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -15,6 +18,9 @@ from keras_scaled_l2.experiments.errors import InputError, one_line
 Where = Callable[[keras.Layer], bool] | Collection[keras.Layer]
 """A predicate on layers, or a collection of layers."""
 
+Call = tuple[str, int]
+"""Name of a layer and the number of its call."""
+
 _LINEAR = (None, "linear")
 _NON_LINEAR = (
     keras.layers.ELU,
@@ -23,6 +29,60 @@ _NON_LINEAR = (
     keras.layers.ReLU,
 )
 _SUFFIX = "_dropout"
+
+
+class VariableDropout(keras.layers.Layer):
+    """Dropout whose rate is a variable: one compiled step serves all rates.
+
+    Args:
+        rate: Share of units that are dropped in training, at first.
+        seed: Seed of the masks.
+        name: Name of the layer.
+    """
+
+    def __init__(self, rate: float, seed: int | None = None, name: str | None = None):
+        super().__init__(name=name)
+        self.initial = rate
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = True
+        self.rate = self.add_weight(
+            shape=(),
+            initializer=keras.initializers.Constant(rate),
+            trainable=False,
+            autocast=False,
+            dtype="float32",
+            name="rate",
+        )
+        self.built = True
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """In training: inputs over ``1 - rate`` where the mask keeps them, else 0."""
+        if not training:
+            return inputs
+        rate = keras.ops.convert_to_tensor(self.rate)
+        # Uniform in [0, 1): at rate 0 everything is kept, and divided by exactly 1.
+        draws = keras.random.uniform(
+            keras.ops.shape(inputs), dtype="float32", seed=self.seed_generator
+        )
+        kept = inputs / keras.ops.cast(1.0 - rate, inputs.dtype)
+        return keras.ops.where(draws >= rate, kept, keras.ops.zeros_like(kept))
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The shape of the inputs."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """What it takes to make the layer again."""
+        return {
+            "rate": self.initial,
+            "seed": self.seed_generator._initial_seed,
+            "name": self.name,
+        }
+
+
+def variable_dropouts(model: keras.Model) -> list[VariableDropout]:
+    """The layers of a derived model whose rate can be set."""
+    return [x for x in _all_layers(model) if isinstance(x, VariableDropout)]
 
 
 def with_dropout(
@@ -39,8 +99,9 @@ def with_dropout(
     of the same names; the model handed in is left as it was.
 
     Args:
-        model: A built Sequential or functional model. Layers may be shared and paths
-            may branch and join; models within the model cannot be rewritten yet.
+        model: A built Sequential or functional model. Layers may be shared, paths may
+            branch and join, and models may hold models. Layers that hold layers of
+            their own (a ``Bidirectional``, a subclassed block) stay as they are.
         rate: Share of units that are dropped in training; 0 or more, below 1.
         where: Layers to put dropout behind: a predicate ``layer -> bool`` or a
             collection of layers. Default: hidden layers with a non-linear activation.
@@ -55,22 +116,39 @@ def with_dropout(
         InputError: If the model cannot be rewritten, no layer matches, or the rate
             is out of range.
     """
-    rate = check_rate(rate)
-    config = _config(model)
-    chosen = _chosen(model, config, where)
-    if not chosen:
+    return derive(model, check_rate(rate), where, seed=seed)
+
+
+def derive(
+    model: keras.Model,
+    rate: float,
+    where: Where | None = None,
+    *,
+    seed: int | None = None,
+    dropout: type[keras.Layer] = keras.layers.Dropout,
+) -> keras.Model:
+    """``with_dropout`` with another class of layers in the place of ``Dropout``.
+
+    Args:
+        model: As in ``with_dropout``, and so the others.
+        rate: Share of units that are dropped in training.
+        where: Layers to put dropout behind.
+        seed: Seed of the masks.
+        dropout: Made as ``dropout(rate, seed=..., name=...)``.
+    """
+    _check_rewritable(model)
+    config = copy.deepcopy(model.get_config())
+    calls = _rewrite(model, config, _Maker(dropout, rate, seed), where)
+    if not calls:
         raise InputError(
             f"model {model.name!r} has no hidden non-linearity to put dropout behind: "
             "add a hidden layer, or name layers with where=..."
         )
-    if isinstance(model, keras.Sequential):
-        _rewrite_chain(config, chosen, rate, seed)
-    else:
-        _rewrite_graph(config, chosen, rate, seed)
     try:
         # Layers defined by the user need not be registered to be rebuilt here.
         with keras.saving.CustomObjectScope(
-            {type(x).__name__: type(x) for x in model.layers}
+            {type(x).__name__: type(x) for x in _all_layers(model)}
+            | {dropout.__name__: dropout}
         ):
             twin: keras.Model = type(model).from_config(config)
     except (TypeError, ValueError) as error:
@@ -95,54 +173,132 @@ def matching_weights(
 ) -> Iterator[tuple[keras.Variable, keras.Variable]]:
     """Each weight of a model with the one of its twin, by the layers' names."""
     for layer in model.layers:
-        yield from zip(layer.weights, twin.get_layer(layer.name).weights, strict=True)
+        same = twin.get_layer(layer.name)
+        if _is_graph(layer):
+            yield from matching_weights(layer, same)
+        else:
+            yield from zip(layer.weights, same.weights, strict=True)
+
+
+def _is_graph(layer: keras.Layer) -> bool:
+    """Whether a layer is nothing but a graph of layers, so that it can be rewritten."""
+    return isinstance(layer, keras.Sequential) or (
+        isinstance(layer, keras.Model) and "output_layers" in _config(layer)
+    )
 
 
 def _config(model: keras.Model) -> dict[str, Any]:
-    """A copy of the config of a model that is nothing but a graph of layers."""
-    nested = [
-        x.name for x in getattr(model, "layers", []) if isinstance(x, keras.Model)
-    ]
-    if nested:
-        raise InputError(
-            f"model {model.name!r} holds the model {nested[0]!r}, which cannot be "
-            "rewritten with dropout yet: put its layers into the outer model, or put "
-            "Dropout in by hand."
-        )
+    """The config of a model; empty if it has none."""
     try:
-        config: dict[str, Any] = model.get_config()
-        layers = config["layers"]
-        rewritable = isinstance(model, keras.Sequential) or "output_layers" in config
-        if not (model.built and layers and rewritable):
-            raise KeyError("layers")
-    except (KeyError, TypeError, NotImplementedError) as error:
+        return model.get_config() or {}
+    except (KeyError, TypeError, NotImplementedError):
+        return {}
+
+
+def _check_rewritable(model: keras.Model) -> None:
+    if not (
+        isinstance(model, keras.Model)
+        and model.built
+        and _is_graph(model)
+        and _config(model).get("layers")
+    ):
         raise InputError(
-            f"model {model.name!r} of class {type(model).__name__} cannot be "
-            "rewritten with dropout: expected a built Sequential or functional model. "
-            "Write it as a functional model, or put Dropout in by hand."
-        ) from error
-    return config
+            f"model {getattr(model, 'name', model)!r} of class {type(model).__name__} "
+            "cannot be rewritten with dropout: expected a built Sequential or "
+            "functional model. Write it as a functional model, or put Dropout in by "
+            "hand."
+        )
 
 
-def _chosen(
-    model: keras.Model, config: dict[str, Any], where: Where | None
-) -> set[tuple[str, int]]:
-    """``(layer name, call index)`` of the calls to put dropout behind."""
-    if isinstance(model, keras.Sequential):
-        names = [layer.name for layer in model.layers]
-        edges = {(a, 0): [(b, 0)] for a, b in itertools.pairwise(names)}
-        calls = [(name, 0) for name in names]
+def _all_layers(model: keras.Model) -> Iterator[keras.Layer]:
+    for layer in model.layers:
+        yield layer
+        if _is_graph(layer):
+            yield from _all_layers(layer)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+    """Makes the entries of dropout layers in a config."""
+
+    layer: type[keras.Layer]
+    rate: float
+    seed: int | None
+
+    def entry(self, behind: Call, prefix: str) -> dict[str, Any]:
+        """The entry of the dropout layer behind a call."""
+        name, index = behind
+        name = f"{name}{_SUFFIX}{f'_{index}' if index else ''}"
+        seed = self.seed
+        if seed is not None:
+            # Neighbouring seeds would give the same masks, one step apart, on torch.
+            path = f"{prefix}{name}".encode()
+            mixed = np.random.SeedSequence([seed, *path]).generate_state(1)
+            seed = int(mixed[0]) % 2**31
+        made = self.layer(self.rate, seed=seed, name=name)
+        entry: dict[str, Any] = keras.saving.serialize_keras_object(made)
+        return {**entry, "name": name, "inbound_nodes": []}
+
+
+def _rewrite(
+    model: keras.Model,
+    config: dict[str, Any],
+    maker: _Maker,
+    where: Where | None,
+    *,
+    followed: bool = False,
+    prefix: str = "",
+) -> int:
+    """Put dropout into the config of a model and of the models in it.
+
+    Args:
+        model: The model of the config; says what its layers are.
+        config: Changed in place.
+        maker: Makes the layers.
+        where: As in ``with_dropout``.
+        followed: Whether layers with weights follow the model's own outputs.
+        prefix: Names of the models around it.
+
+    Returns:
+        The number of calls that got dropout.
+    """
+    graph = _graph(model, config)
+    if where is None:
+        chosen = {
+            call
+            for call in graph.calls
+            if _is_non_linear(model.get_layer(call[0]))
+            and graph.weights_follow(model, call, followed)
+        }
     else:
-        calls, edges = _graph(config)
-    if where is not None:
         selected = where if callable(where) else _among(where)
-        return {call for call in calls if selected(model.get_layer(call[0]))}
-    return {
-        call
-        for call in calls
-        if _is_non_linear(model.get_layer(call[0]))
-        and _weights_follow(model, call, edges)
-    }
+        chosen = {call for call in graph.calls if selected(model.get_layer(call[0]))}
+    count = len(chosen)
+    for entry in config["layers"]:
+        layer = _layer_of(model, entry)
+        if layer is not None and _is_graph(layer):
+            behind = any(
+                graph.weights_follow(model, call, followed)
+                for call in graph.calls
+                if call[0] == layer.name
+            )
+            inner = f"{prefix}{layer.name}/"
+            count += _rewrite(
+                layer, entry["config"], maker, where, followed=behind, prefix=inner
+            )
+    entry_behind = functools.partial(maker.entry, prefix=prefix)
+    if isinstance(model, keras.Sequential):
+        _rewrite_chain(config, chosen, entry_behind)
+    else:
+        outputs = followed or where is not None
+        _rewrite_graph(model, config, chosen, entry_behind, outputs=outputs)
+    return count
+
+
+def _layer_of(model: keras.Model, entry: dict[str, Any]) -> keras.Layer | None:
+    """The layer of an entry; ``None`` for the input of a Sequential model."""
+    name = entry["config"].get("name")
+    return next((layer for layer in model.layers if layer.name == name), None)
 
 
 def _among(layers: Collection[keras.Layer]) -> Callable[[keras.Layer], bool]:
@@ -160,35 +316,67 @@ def _is_non_linear(layer: keras.Layer) -> bool:
     return getattr(activation, "__name__", "") not in (*_LINEAR, "softmax")
 
 
-def _weights_follow(
-    model: keras.Model,
-    call: tuple[str, int],
-    edges: dict[tuple[str, int], list[tuple[str, int]]],
-) -> bool:
-    ahead, seen = list(edges.get(call, [])), set()
-    while ahead:
-        following = ahead.pop()
-        if following in seen:
-            continue
-        seen.add(following)
-        if model.get_layer(following[0]).weights:
-            return True
-        ahead += edges.get(following, [])
-    return False
+@dataclasses.dataclass(frozen=True)
+class _Graph:
+    """The calls of a model's layers, and which calls use the output of which."""
+
+    calls: list[Call]
+    edges: dict[Call, list[Call]]
+    outputs: set[Call]
+
+    def weights_follow(self, model: keras.Model, call: Call, followed: bool) -> bool:
+        """Whether a layer with weights comes after a call, in or behind the model."""
+        ahead, seen = [call], {call}
+        while ahead:
+            present = ahead.pop()
+            if followed and present in self.outputs:
+                return True
+            for following in self.edges.get(present, []):
+                if model.get_layer(following[0]).weights:
+                    return True
+                if following not in seen:
+                    seen.add(following)
+                    ahead.append(following)
+        return False
 
 
-def _graph(
-    config: dict[str, Any],
-) -> tuple[list[tuple[str, int]], dict[tuple[str, int], list[tuple[str, int]]]]:
-    """The calls of a functional model, and which calls use the output of which."""
-    calls: list[tuple[str, int]] = []
-    edges: dict[tuple[str, int], list[tuple[str, int]]] = {}
+def _graph(model: keras.Model, config: dict[str, Any]) -> _Graph:
+    if isinstance(model, keras.Sequential):
+        chain = [(layer.name, 0) for layer in model.layers]
+        return _Graph(
+            chain, {a: [b] for a, b in itertools.pairwise(chain)}, {*chain[-1:]}
+        )
+    calls: list[Call] = []
+    edges: dict[Call, list[Call]] = {}
     for layer in config["layers"]:
         for index, node in enumerate(layer["inbound_nodes"]):
             calls.append((layer["name"], index))
             for tensor in _tensors(node):
                 edges.setdefault(_call(tensor), []).append(calls[-1])
-    return calls, edges
+    outputs = {_output_call(model, h) for h in _leaves(config["output_layers"])}
+    return _Graph(calls, edges, outputs)
+
+
+def _output_call(model: keras.Model, history: Sequence[Any]) -> Call:
+    """The call behind an entry of ``output_layers``."""
+    name, index, _ = history
+    # There, and nowhere else, a functional model's calls are counted from 1.
+    layer = model.get_layer(name)
+    graph = _is_graph(layer) and not isinstance(layer, keras.Sequential)
+    return name, index - graph
+
+
+def _leaves(value: Any) -> Iterator[Sequence[Any]]:
+    """Every ``[layer, call, output]`` in the outputs of a config, nested or not."""
+    if _is_leaf(value):
+        yield value
+    else:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+
+
+def _is_leaf(value: Any) -> bool:
+    return len(value) == 3 and not isinstance(value, dict) and isinstance(value[0], str)
 
 
 def _tensors(value: Any) -> Iterator[dict[str, Any]]:
@@ -204,7 +392,7 @@ def _tensors(value: Any) -> Iterator[dict[str, Any]]:
             yield from _tensors(item)
 
 
-def _call(tensor: dict[str, Any]) -> tuple[str, int]:
+def _call(tensor: dict[str, Any]) -> Call:
     """The call that made a tensor."""
     name, index, _ = tensor["keras_history"]
     return name, index
@@ -212,46 +400,63 @@ def _call(tensor: dict[str, Any]) -> tuple[str, int]:
 
 def _rewrite_chain(
     config: dict[str, Any],
-    chosen: set[tuple[str, int]],
-    rate: float,
-    seed: int | None,
+    chosen: set[Call],
+    entry_behind: Callable[[Call], dict[str, Any]],
 ) -> None:
     layers = []
     for entry in config["layers"]:
         layers.append(entry)
-        name = entry["config"]["name"]
-        if (name, 0) in chosen:
-            layers.append(_dropout(name, 0, rate, seed))
+        call = (entry["config"].get("name"), 0)
+        if call in chosen:
+            layers.append(entry_behind(call))
     config["layers"] = layers
     # It describes the shapes of the old chain; the input layer gives them anew.
-    config.pop("build_input_shape", None)
+    if "InputLayer" in (entry["class_name"] for entry in layers):
+        config.pop("build_input_shape", None)
 
 
 def _rewrite_graph(
+    model: keras.Model,
     config: dict[str, Any],
-    chosen: set[tuple[str, int]],
-    rate: float,
-    seed: int | None,
+    chosen: set[Call],
+    entry_behind: Callable[[Call], dict[str, Any]],
+    *,
+    outputs: bool,
 ) -> None:
-    added: dict[str, dict[str, Any]] = {}
+    """Put dropout between the chosen calls and those that use what they return.
+
+    Args:
+        model: The model of the config.
+        config: Changed in place.
+        chosen: The calls.
+        entry_behind: Makes the dropout layer of a call.
+        outputs: Whether the model's own outputs are taken behind the dropout too.
+    """
+    added: dict[Call, dict[str, Any]] = {}
+
+    def behind(call: Call, shape: Any, dtype: Any) -> list[Any]:
+        """The output of the dropout behind a call, as ``keras_history`` has it."""
+        if call not in added:
+            added[call] = entry_behind(call)
+            tensor = {"shape": shape, "dtype": dtype, "keras_history": [*call, 0]}
+            source = {"class_name": "__keras_tensor__", "config": tensor}
+            added[call]["inbound_nodes"] = [{"args": [source], "kwargs": {}}]
+        return [added[call]["name"], 0, 0]
+
+    def redirected(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: redirected(item) for key, item in value.items()}
+        if not _is_leaf(value):
+            return [redirected(item) for item in value]
+        call = _output_call(model, value)
+        # Keras finds the tensor by its history; shape and dtype are not looked at.
+        return behind(call, [None], "float32") if call in chosen else value
+
     for entry in config["layers"]:
         for tensor in _tensors(entry["inbound_nodes"]):
-            if _call(tensor) in chosen:
-                dropout = _dropout(*_call(tensor), rate, seed)
-                source = {"class_name": "__keras_tensor__", "config": dict(tensor)}
-                dropout["inbound_nodes"] = [{"args": [source], "kwargs": {}}]
-                added[dropout["name"]] = dropout
-                tensor["keras_history"] = [dropout["name"], 0, 0]
+            call = _call(tensor)
+            if call in chosen:
+                tensor["keras_history"] = behind(call, tensor["shape"], tensor["dtype"])
+    if outputs:
+        config["output_layers"] = redirected(config["output_layers"])
     config["layers"] += added.values()
-
-
-def _dropout(name: str, call: int, rate: float, seed: int | None) -> dict[str, Any]:
-    suffix = _SUFFIX if call == 0 else f"{_SUFFIX}_{call}"
-    name = f"{name}{suffix}"
-    if seed is not None:
-        # Neighbouring seeds would give the same masks, one step apart, on torch.
-        mixed = np.random.SeedSequence([seed, *name.encode()]).generate_state(1)
-        seed = int(mixed[0]) % 2**31
-    layer = keras.layers.Dropout(rate, seed=seed, name=name)
-    entry: dict[str, Any] = keras.saving.serialize_keras_object(layer)
-    return {**entry, "name": name, "inbound_nodes": []}

@@ -1,0 +1,155 @@
+"""A directory that a comparison can go on in: what is finished stays finished."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from keras_scaled_l2.experiments.errors import InputError, one_line, require
+from keras_scaled_l2.experiments.records import finite, read_json, write_json
+
+CONFIGURATION = "configuration.json"
+RUNS = "runs"
+_FORMAT = 1
+
+
+class Store:
+    """Finished runs in a directory, one file each, written atomically.
+
+    Args:
+        directory: A folder that can be written.
+        configuration: Everything that the numbers follow from, as plain data.
+
+    Raises:
+        InputError: If the directory holds the runs of another configuration; the
+            message shows what differs.
+    """
+
+    def __init__(
+        self, directory: pathlib.Path, configuration: Mapping[str, Any]
+    ) -> None:
+        self.directory = directory
+        self._configuration = json.loads(json.dumps(finite(configuration)))
+        self._check()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep the directory for this process, as long as it lives.
+
+        Raises:
+            InputError: If another process has it.
+        """
+        filelock = require("filelock", "a comparison with a directory")
+        # The lock is the system's: it ends with the process, however that ends.
+        lock = filelock.FileLock(self.directory / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise InputError(
+                f"directory {os.fspath(self.directory)!r} is in use by another "
+                "comparison that is running: wait for it, or give another directory."
+            ) from error
+        try:
+            # Again, and from the file: another process may have been here meanwhile.
+            self._check()
+            path = self.directory / CONFIGURATION
+            merged = dict(self._configuration)
+            if path.exists():
+                # Arms that are left out this time keep their finished runs.
+                merged["arms"] = {**read_json(path)["arms"], **merged["arms"]}
+            write_json(path, merged)
+            yield
+        finally:
+            lock.release()
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """The record of this name; ``None`` if there is none that is whole.
+
+        A damaged one is set aside under the name ``....damaged``, with a warning.
+        """
+        path = self._path(name)
+        if not path.exists():
+            return None
+        try:
+            content = read_json(path)
+            record = content["record"]
+            if content["format"] != _FORMAT or content["sha256"] != _digest(record):
+                raise ValueError("its content is not what was written")
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            aside = path.with_suffix(".damaged")
+            path.replace(aside)
+            warnings.warn(
+                f"record {os.fspath(path)!r} is damaged ({one_line(error)}): it is set "
+                f"aside as {aside.name!r}, and the run is made again.",
+                stacklevel=2,
+            )
+            return None
+        found: dict[str, Any] = record
+        return found
+
+    def save(self, name: str, record: Mapping[str, Any]) -> None:
+        """Write the record of this name, whole or not at all."""
+        plain = finite(record)
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"format": _FORMAT, "sha256": _digest(plain), "record": plain}
+        write_json(path, content)
+
+    def _path(self, name: str) -> pathlib.Path:
+        return self.directory / RUNS / f"{name}.json"
+
+    def _check(self) -> None:
+        path = self.directory / CONFIGURATION
+        where = os.fspath(self.directory)
+        remedy = "Give another directory, or remove that one."
+        if not path.exists():
+            if (self.directory / "comparison.json").exists():
+                raise InputError(
+                    f"directory {where!r} holds a comparison.json without "
+                    f"{CONFIGURATION}, so nobody knows what it was made from. {remedy}"
+                )
+            return
+        found = list(differences(read_json(path), self._configuration))
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise InputError(
+                f"directory {where!r} holds another comparison: "
+                f"{'; '.join(found[:3])}{more}. {remedy}"
+            )
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> Iterator[str]:
+    """What differs between two configurations, as ``epochs is 12 there, 2 here``.
+
+    Arms are compared where both have them: to add an arm, or to leave one out, spoils
+    no run that is finished. So it is with seeds, which are no part of a configuration.
+    """
+    for key in dict.fromkeys([*old, *new]):
+        name = f"{prefix}{key}"
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            if key == "arms":
+                shared = before.keys() & after.keys()
+                before = {k: v for k, v in before.items() if k in shared}
+                after = {k: v for k, v in after.items() if k in shared}
+            yield from differences(before, after, f"{name} ")
+        elif before != after:
+            yield f"{name} is {_short(before)} there, {_short(after)} here"
+
+
+def _short(value: Any) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _digest(record: Any) -> str:
+    text = json.dumps(record, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

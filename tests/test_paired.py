@@ -1,0 +1,283 @@
+"""Paired differences: scipy as the reference, and simulations of what is claimed."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from keras_scaled_l2.experiments import paired
+from keras_scaled_l2.experiments.paired import (
+    contest,
+    holm,
+    least_seeds,
+    paired_difference,
+    sign_flip_p,
+)
+from keras_scaled_l2.experiments.spread import mean_std
+
+ARMS = ("none", "l2", "scaled", "sample", "dropout", "sample+dropout")
+PAIRS = 15
+
+
+def by_seed(values):
+    """Rows of numbers as a contest takes them: arm -> seed -> value."""
+    return {
+        arm: dict(enumerate(map(float, row)))
+        for arm, row in zip(ARMS, values, strict=False)
+    }
+
+
+def reference_p(differences):
+    found = stats.permutation_test(
+        (np.asarray(differences),),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=np.inf,
+        vectorized=False,
+    )
+    return found.pvalue
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 11])
+def test_p_is_scipys_exact_permutation_test(n):
+    d = np.random.default_rng(n).normal(0.5, 1.0, n)
+    assert sign_flip_p(d) == pytest.approx(reference_p(d), rel=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=8))
+def test_p_counts_ties_and_zero_differences_as_scipy_does(steps):
+    # Accuracies of 1000 examples: sums that are equal on paper differ by rounding.
+    a, b = [0.9 + s / 1000 for s in steps], [0.9] * len(steps)
+    d = [x - y for x, y in zip(a, b, strict=True)]
+    assert sign_flip_p(d, resolution=0.001) == pytest.approx(reference_p(steps))
+    assert sign_flip_p(d) == pytest.approx(reference_p(steps))
+
+
+def test_p_hears_single_precision_ties_with_the_resolution():
+    steps = [1, 2, 3, -1, -2, 1]
+    d = [float(np.float32(0.9 + s / 1000)) - float(np.float32(0.9)) for s in steps]
+    assert sign_flip_p(d, resolution=0.001) == pytest.approx(reference_p(steps))
+
+
+def test_p_counts_sums_that_differ_by_rounding_alone():
+    # Added up in two orders, ten tenths are 1.0 and 0.9999999999999999.
+    assert sign_flip_p([0.1] * 10) == 2 / 2**10
+
+
+def test_p_without_any_difference_is_one():
+    assert sign_flip_p([0.0] * 5) == 1.0
+    assert sign_flip_p([0.7]) == 1.0
+    assert sign_flip_p([0.0] * 20) == 1.0
+
+
+def test_p_of_sixteen_seeds_is_exact_and_of_seventeen_drawn():
+    assert sign_flip_p([1.0 + i for i in range(16)]) == 2 / 2**16
+    d = np.random.default_rng(4).normal(0.5, 1.0, 17)
+    exact = float(np.mean(np.abs(all_sums(d)) >= abs(d.sum()) - 1e-9))
+    error = math.sqrt(exact * (1 - exact) / paired.RANDOM_FLIPS)
+    assert 0.02 < exact < 0.98
+    assert sign_flip_p(d) == pytest.approx(exact, abs=4 * error)
+    assert sign_flip_p(d) == sign_flip_p(d)
+
+
+def all_sums(d):
+    """Every one of the 2**n sums, by the bits of a counter."""
+    signs = np.arange(2 ** len(d))[:, None] >> np.arange(len(d)) & 1
+    return (2 * signs - 1) @ d
+
+
+def test_p_that_is_drawn_is_never_zero():
+    # Only 2 of 2**60 flips reach it: no draw does.
+    assert sign_flip_p([1.0] * 60) == 1 / (paired.RANDOM_FLIPS + 1)
+
+
+def test_holm_is_the_textbook_example():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_rejects_as_its_closed_test_does(p_values):
+    # A hypothesis falls if every set with it falls to Bonferroni.
+    indices = range(len(p_values))
+    sets = [
+        set(chosen)
+        for size in range(1, len(p_values) + 1)
+        for chosen in itertools.combinations(indices, size)
+    ]
+    for i, corrected in enumerate(holm(p_values)):
+        closed = max(
+            min(1.0, len(s) * min(p_values[j] for j in s)) for s in sets if i in s
+        )
+        assert corrected == pytest.approx(closed)
+
+
+def test_paired_difference_is_students_interval():
+    a, b = [0.9, 0.8, 0.95, 0.7], [0.7, 0.75, 0.8, 0.6]
+    found = paired_difference(a, b)
+    low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((low, high))
+    wider = paired_difference(a, b, comparisons=5)
+    low, high = stats.ttest_rel(a, b).confidence_interval(1 - 0.05 / 5)
+    assert (wider.low, wider.high) == pytest.approx((low, high))
+
+
+def test_mean_has_students_interval():
+    values = [0.9, 0.8, 0.95, 0.7]
+    found = mean_std(values)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_seeds_that_agree_by_chance_prove_nothing():
+    # Both seeds differ by exactly one example of 1000.
+    found = paired_difference([0.901, 0.902], [0.900, 0.901], resolution=0.001)
+    assert found.low < 0 < found.high
+    one = paired_difference([1.0], [0.0])
+    assert (one.mean, one.low, one.high) == (1.0, None, None)
+
+
+@pytest.mark.parametrize(("comparisons", "seeds"), [(1, 6), (5, 8), (15, 10)])
+def test_least_seeds_is_where_the_test_can_reject(comparisons, seeds):
+    assert least_seeds(comparisons) == seeds
+    assert comparisons * sign_flip_p([1.0] * seeds) <= 0.05
+    assert comparisons * sign_flip_p([1.0] * (seeds - 1)) > 0.05
+
+
+def test_contest_corrects_by_holm_to_none_and_for_all_pairs_to_the_best():
+    values = np.random.default_rng(1).normal(size=(6, 7)) + np.arange(6)[:, None] / 3
+    found = contest(by_seed(values))
+    best = int(values.mean(1).argmin())
+    assert found.best == ARMS[best]
+    to_none = found.family("none")
+    raw = [reference_p(values[i] - values[0]) for i in range(1, 6)]
+    assert [d.arm for d in to_none] == list(ARMS[1:])
+    assert [d.p for d in to_none] == pytest.approx(raw)
+    assert [d.p_corrected for d in to_none] == pytest.approx(holm(raw))
+    for d in found.family("best"):
+        i = ARMS.index(d.arm)
+        p = reference_p(values[i] - values[best])
+        assert d.versus == ARMS[best]
+        assert d.p_corrected == pytest.approx(min(1.0, PAIRS * p))
+    for d in found.differences:
+        test = stats.ttest_rel(values[ARMS.index(d.arm)], values[ARMS.index(d.versus)])
+        number = {"none": 5, "best": PAIRS}[d.family]
+        assert (d.low, d.high) == pytest.approx(test.confidence_interval(0.95))
+        assert (d.low_corrected, d.high_corrected) == pytest.approx(
+            test.confidence_interval(1 - 0.05 / number)
+        )
+        assert d.seeds == 7
+
+
+def test_contest_looks_for_the_highest_if_higher_is_better():
+    values = by_seed([[0.9, 0.91], [0.95, 0.96]])
+    assert contest(values, higher_is_better=True).best == "l2"
+    assert contest(values).best == "none"
+
+
+def test_contest_leaves_out_arms_that_diverged_and_names_them():
+    found = contest(by_seed([[1.0, 2.0], [math.nan, 1.0], [0.5, 1.0], [1.0, math.inf]]))
+    assert found.diverged == ("l2", "sample")
+    assert {d.arm for d in found.differences} == {"none", "scaled"}
+    assert found.comparisons("best") == 1
+
+
+def test_contest_takes_the_seeds_that_all_arms_share():
+    found = contest({"none": {0: 1.0, 2: 3.0, 1: 9.0}, "l2": {2: 2.0, 0: 0.5}})
+    assert found.seeds == 2
+    assert found.means == {"none": 2.0, "l2": 1.25}
+    assert found.family("none")[0].mean == -0.75
+
+
+def test_contest_of_arms_that_are_level_has_no_winner():
+    values = by_seed([[0.9, 0.8], [0.8, 0.9], [0.1, 0.2]])
+    found = contest(values, higher_is_better=True, resolution=0.001)
+    assert found.best == "none"
+    assert found.level == ("none", "l2")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"none": {0: 1.0}},
+        {"none": {0: 1.0}, "l2": {1: 1.0}},
+        {"none": {0: math.nan}, "l2": {0: 1.0}},
+    ],
+)
+def test_contest_of_nothing_has_no_best(values):
+    found = contest(values)
+    assert found.best is None
+    assert found.differences == ()
+
+
+def test_clear_takes_both_the_p_and_the_interval():
+    # Over 3 seeds the interval leaves out 0, but no sign-flip test can reject.
+    few = contest(by_seed([[1.0, 1.1, 1.0], [0.1, 0.2, 0.1]])).family("none")[0]
+    assert few.high_corrected < 0
+    assert not few.is_clear
+    # One seed makes nearly all of the difference: the p hears signs only.
+    wide = contest(by_seed([[0.0] * 8, [0.1] * 7 + [20.0]])).family("none")[0]
+    assert wide.p_corrected <= 0.05
+    assert wide.low_corrected < 0
+    assert not wide.is_clear
+    many = contest(by_seed([[1.0, 1.1] * 4, [0.1, 0.2] * 4])).family("none")[0]
+    assert many.is_clear
+
+
+DRAWS = 1500
+AT_MOST = 0.05 + 3 * math.sqrt(0.05 * 0.95 / DRAWS)
+NOISE = {"normal": "normal", "skewed": "standard_exponential"}
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_no_difference_is_rejected_in_at_most_a_twentieth_of_the_cases(noise):
+    random = np.random.default_rng(0)
+    rejected = {"none": 0, "best": 0, "said": 0}
+    for _ in range(DRAWS):
+        luck = random.normal(size=10)
+        found = contest(by_seed(getattr(random, NOISE[noise])(size=(6, 10)) + luck))
+        for family in ("none", "best"):
+            smallest = min(d.p_corrected for d in found.family(family))
+            rejected[family] += smallest <= 0.05
+        rejected["said"] += any(d.is_clear for d in found.differences)
+    assert all(count / DRAWS <= AT_MOST for count in rejected.values()), rejected
+    # A test that never rejects would pass the above.
+    assert rejected["none"] / DRAWS > 0.02
+
+
+@pytest.mark.parametrize("n", [4, 20])
+def test_drawn_and_exact_p_hold_their_level(n):
+    random = np.random.default_rng(1)
+    draws = 1000 if n <= paired.EXACT_SEEDS else 300
+    level = 0.25
+    rejected = sum(sign_flip_p(random.normal(size=n)) <= level for _ in range(draws))
+    error = math.sqrt(level * (1 - level) / draws)
+    assert rejected / draws == pytest.approx(level, abs=3.5 * error)
+
+
+def test_intervals_cover_a_difference_that_is_known():
+    random = np.random.default_rng(2)
+    true = np.array([0.0, -0.5, 1.0, 0.3, 0.0, 2.0])
+    draws = 1000
+    alone, together = 0, {"none": 0, "best": 0}
+    for _ in range(draws):
+        values = true[:, None] + random.normal(size=(6, 5)) + random.normal(size=5)
+        found = contest(by_seed(values))
+        for family in together:
+            held = True
+            for d in found.family(family):
+                known = true[ARMS.index(d.arm)] - true[ARMS.index(d.versus)]
+                held &= d.low_corrected <= known <= d.high_corrected
+                # The best arm was picked: only to none is one alone to be trusted.
+                alone += family == "none" and d.low <= known <= d.high
+            together[family] += held
+    error = math.sqrt(0.05 * 0.95 / draws)
+    assert alone / (5 * draws) == pytest.approx(0.95, abs=3 * error)
+    assert all(count / draws >= 0.95 - 3 * error for count in together.values())
