@@ -347,8 +347,7 @@ def test_conclusion_against_none_says_better_worse_and_open():
     ("seeds", "expected"),
     [
         (1, "1 seed is too few: among 6 arms"),
-        (7, "to none (it can from 8 on) or to the best arm (it can from 10 on)"),
-        (9, "cannot show a difference to the best arm (it can from 10 on), however"),
+        (9, "cannot show a difference, however large it is; from 10 seeds on it can"),
         (10, None),
     ],
 )
@@ -498,7 +497,7 @@ def test_table_shows_differences_with_corrected_interval_and_p():
     header, found = rows(made.table(), "minus none")
     assert header.split("  ")[-1].strip() == "corrected p"
     a, b = made["l2"].test("data_loss"), made["none"].test("data_loss")
-    test = stats.ttest_rel(a, b).confidence_interval(1 - 0.05 / 5)
+    test = stats.ttest_rel(a, b).confidence_interval(1 - 0.05 / 15)
     mean = np.mean(np.subtract(a, b))
     assert f"{mean:+.4f} ({test.low:+.4f} .. {test.high:+.4f})" in found["l2"]
     first = made.to_dict()["statistics"]["test_data_loss"]["differences"][0]

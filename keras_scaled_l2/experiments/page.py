@@ -116,7 +116,7 @@ def _compared(comparison: Comparison) -> dict[str, str]:
         f"validate, {samples['test']:,} to test; "
         f"{split.get(comparison.split, comparison.split)}",
         "Training": _training(comparison),
-        "Optimizer": _optimizer(comparison.optimizer),
+        "Optimizer": tables.optimizer(comparison.optimizer),
         "Seeds": _seeds(comparison),
         "Shared between the arms": "for each seed the split, the initial weights and "
         "the order of the batches; architecture, epochs and optimizer for all. The "
@@ -164,13 +164,6 @@ def _trials(arm: ArmRecord) -> int:
     return max([len(arm.grid), *(len(run.trials) for run in arm.runs)])
 
 
-def _optimizer(optimizer: Mapping[str, Any]) -> str:
-    """The optimizer as a call, without what is switched off."""
-    set_ = {k: v for k, v in optimizer["config"].items() if v}
-    arguments = ", ".join(f"{name}={value}" for name, value in set_.items())
-    return f"{optimizer['class_name']}({arguments})"
-
-
 def _repeat(comparison: Comparison) -> dict[str, str]:
     versions = ", ".join(f"{k} {v}" for k, v in comparison.versions.items())
     return {
@@ -178,7 +171,7 @@ def _repeat(comparison: Comparison) -> dict[str, str]:
         "Backend": comparison.backend,
         "Device": comparison.device,
         "Seeds": _seeds(comparison),
-        "Optimizer": _optimizer(comparison.optimizer),
+        "Optimizer": tables.optimizer(comparison.optimizer),
     }
 
 

@@ -97,7 +97,7 @@ def markdown(comparison: Comparison) -> str:
     parts += [
         _bullets(_sentences(comparison, contests)),
         _bullets(_notes([*results, *penalties], contests)),
-        _safe(f"Optimizer: {_optimizer(comparison.optimizer)}."),
+        _safe(f"Optimizer: {optimizer(comparison.optimizer)}."),
         _safe(f"Ran on {comparison.device} with {versions}."),
     ]
     return "\n\n".join(parts) + "\n"
@@ -235,27 +235,28 @@ def _about_none(differences: list[Difference], higher: bool, places: int) -> str
 
 
 def _possible(differences: Sequence[Difference], places: int) -> str:
-    return _listed([f"{d.arm} ({_interval(d, places)})" for d in differences])
+    return _listed([f"{d.arm} ({_interval(d, places)}{_but(d)})" for d in differences])
+
+
+def _but(d: Difference) -> str:
+    """What speaks against a difference whose interval leaves out 0."""
+    if d.low_corrected is None or d.high_corrected is None:
+        return ""
+    outside = d.low_corrected > 0 or d.high_corrected < 0
+    return f", but corrected p {_p(d.p_corrected)}" if outside else ""
 
 
 def _too_few(found: Contest) -> str:
     """A sentence if no difference, however large, could have been shown."""
-    needed = {
-        name: least_seeds(found.comparisons(name))
-        for name in ("none", "best")
-        if found.family(name)
-    }
-    short = [
-        f"to {'none' if name == 'none' else 'the best arm'} (it can from {least} on)"
-        for name, least in needed.items()
-        if found.seeds < least
-    ]
-    if not short:
+    if found.best is None:
+        return ""
+    needed = least_seeds(found.comparisons)
+    if found.seeds >= needed:
         return ""
     return (
         f"{_count(found.seeds, 'seed')} {'is' if found.seeds == 1 else 'are'} too few: "
-        f"among {len(found.means)} arms the sign-flip test cannot show a difference "
-        f"{' or '.join(short)}, however large it is."
+        f"among {len(found.means)} arms the sign-flip test cannot show a difference, "
+        f"however large it is; from {needed} seeds on it can."
     )
 
 
@@ -405,13 +406,11 @@ def _notes(columns: Iterable[Column], contests: Mapping[Metric, Contest]) -> lis
     return [
         *notes,
         "Differences: arm - other arm, paired by seed; in brackets the 95 % interval "
-        "that holds for all differences of its column together (Student's t, "
-        "Bonferroni).",
-        f"Corrected p: permutation test with {flips}; to none corrected for the number "
-        "of other arms (Holm), to the best arm, which was picked by looking, for all "
-        "pairs of arms (Bonferroni).",
+        "that holds for all pairs of arms together (Student's t, Bonferroni).",
+        f"Corrected p: permutation test with {flips}, corrected for all pairs of arms "
+        "(Holm), since the best was picked by looking.",
         "Told apart: corrected p at most 0.05, and the interval leaves out 0. Each "
-        "column holds its 5 % by itself.",
+        "metric holds its 5 % by itself.",
     ]
 
 
@@ -462,11 +461,13 @@ def _wrapped(line: str, bullet: str = "") -> str:
     )
 
 
-def _optimizer(optimizer: Mapping[str, Any]) -> str:
+def optimizer(spec: Mapping[str, Any]) -> str:
     """The optimizer as a call, without what is switched off."""
-    set_ = {k: v for k, v in optimizer["config"].items() if v}
+    config = spec["config"]
+    off = () if config.get("use_ema") else ("ema_momentum",)
+    set_ = {k: v for k, v in config.items() if v and k not in off}
     arguments = ", ".join(f"{name}={value}" for name, value in set_.items())
-    return f"{optimizer['class_name']}({arguments})"
+    return f"{spec['class_name']}({arguments})"
 
 
 def _filled(columns: Iterable[Column]) -> list[Column]:

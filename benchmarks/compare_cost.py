@@ -1,0 +1,137 @@
+"""The whole comparison against its bare training steps.
+
+    python benchmarks/compare_cost.py [--rounds 3]
+
+The README's network and data under three arms: what `compare` takes from start to end
+(data, validation, tests, records, figures and page), and what a plain Keras model takes
+for as many training steps on batches of the same size, in one process, in turn.
+Compilation is counted apart: it happens once, whatever the number of runs. Leave the
+machine alone meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from typing import Any
+
+import measure
+
+ARMS = ("none", "sample", "dropout")
+
+
+def bare(problem: Any, epochs: int, batch_size: int, rate: float) -> Any:
+    """A function that trains a plain model and returns the seconds of its steps."""
+    import keras
+    import numpy as np
+
+    from keras_scaled_l2.experiments.architectures import dense
+
+    model = dense(problem).build(0)
+    network = model
+    if rate:
+        from keras_scaled_l2.experiments import with_dropout
+
+        network = with_dropout(model, rate)
+    network.compile(
+        keras.optimizers.SGD(0.05, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+
+    def train(count: int) -> float:
+        start = time.perf_counter()
+        for epoch in range(count):
+            order = np.random.default_rng(epoch).permutation(len(problem.x_train))
+            network.fit(
+                problem.x_train[order],
+                problem.y_train[order],
+                batch_size=batch_size,
+                shuffle=False,
+                verbose=0,
+            )
+        return time.perf_counter() - start
+
+    train(1)  # compiles
+    return lambda: train(epochs)
+
+
+def run(rounds: int, seeds: int, epochs: int) -> dict[str, Any]:
+    from keras_scaled_l2.experiments import compare, load_problem
+    from keras_scaled_l2.experiments.training import Trainer
+
+    problem = load_problem("mnist5k")
+    warm_ups: list[float] = []
+    real = Trainer.warm_up
+
+    def timed(self: Trainer, problem: Any) -> None:
+        start = time.perf_counter()
+        real(self, problem)
+        warm_ups.append(time.perf_counter() - start)
+
+    Trainer.warm_up = timed  # type: ignore[method-assign]
+    plain = [bare(problem, epochs, 64, rate) for rate in (0.0, 0.0, 0.5)]
+    found: dict[str, list[float]] = {"bare": [], "compare": [], "compiling": []}
+    for number in range(rounds):
+        parts = ["bare", "compare"] if number % 2 else ["compare", "bare"]
+        for part in parts:
+            start = time.perf_counter()
+            if part == "bare":
+                for _ in range(seeds):
+                    for train in plain:
+                        train()
+                found[part].append(time.perf_counter() - start)
+                continue
+            warm_ups.clear()
+            with tempfile.TemporaryDirectory() as folder:
+                compare(
+                    problem=problem,
+                    arms=ARMS,
+                    seeds=seeds,
+                    epochs=epochs,
+                    directory=folder,
+                    progress=False,
+                )
+            found[part].append(time.perf_counter() - start - sum(warm_ups))
+            found["compiling"].append(sum(warm_ups))
+    ratios = [a / b for a, b in zip(found["compare"], found["bare"], strict=True)]
+    return {
+        "seconds": {name: measure.spread(values) for name, values in found.items()},
+        "ratio": measure.spread(ratios),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--backends", default="tensorflow,jax,torch")
+    parser.add_argument("--output", default="runs/benchmarks/compare_cost.json")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(run(arguments.rounds, arguments.seeds, arguments.epochs)))
+        return
+    results: dict[str, Any] = {"machine": measure.machine()}
+    passed = ["--child", "--rounds", str(arguments.rounds)]
+    passed += ["--seeds", str(arguments.seeds), "--epochs", str(arguments.epochs)]
+    runs = len(ARMS) * arguments.seeds
+    print(f"mnist5k, dense 784-512-512-10, {runs} runs of {arguments.epochs} epochs")
+    for backend in arguments.backends.split(","):
+        found = results[backend] = measure.child(sys.argv[0], passed, backend)
+        seconds, ratio = found["seconds"], found["ratio"]
+        print(
+            f"{backend:12} bare steps {seconds['bare']['median']:6.1f} s, compare "
+            f"{seconds['compare']['median']:6.1f} s: {ratio['median']:.2f} "
+            f"({ratio['min']:.2f} to {ratio['max']:.2f}); compiling "
+            f"{seconds['compiling']['median']:.1f} s apart",
+            flush=True,
+        )
+    measure.save(arguments.output, results)
+
+
+if __name__ == "__main__":
+    main()
