@@ -23,9 +23,9 @@ SETTINGS = [
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], Any]], rounds: int
+    functions: Mapping[str, Callable[[], float]], rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of each function, in turn A B C A B C, after one round not counted.
+    """The seconds that each function returns, in turn, after one round not counted.
 
     The order changes from round to round, so that none always follows the same one.
     """
@@ -33,11 +33,32 @@ def interleaved(
     names = list(functions)
     for number in range(rounds + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            start = time.perf_counter()
-            functions[name]()
+            seconds = functions[name]()
             if number:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(seconds)
     return times
+
+
+def epoch_clock() -> Any:
+    """A Keras callback with the seconds of each epoch.
+
+    Not those of ``fit``: on TensorFlow its end waits for a thread of the data, which
+    rounds the whole up to a multiple of some tenths of a second.
+    """
+    import keras
+
+    class Clock(keras.callbacks.Callback):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seconds: list[float] = []
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self._start = time.perf_counter()
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.seconds.append(time.perf_counter() - self._start)
+
+    return Clock()
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -14,7 +14,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from typing import Any
 
 import measure
@@ -107,7 +106,6 @@ def _jax_norms(model: Any, loss: Any) -> Any:
 
 
 def run(network: str, xla: bool, rounds: int, steps: int) -> dict[str, Any]:
-    import keras
     import numpy as np
 
     from keras_scaled_l2 import CostMonitor
@@ -119,22 +117,9 @@ def run(network: str, xla: bool, rounds: int, steps: int) -> dict[str, Any]:
     epochs = 3
     kept = tempfile.TemporaryDirectory()
 
-    class Epochs(keras.callbacks.Callback):
-        """Seconds of each epoch; the first one compiles and does not count."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.seconds: list[float] = []
-
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self._start = time.perf_counter()
-
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            self.seconds.append(time.perf_counter() - self._start)
-
     def once(variant: str) -> float:
         model = build(network, xla)
-        epochs_clock = Epochs()
+        clock = measure.epoch_clock()
         frequency = {"epoch": "epoch", "every 10": 10, "every step": 1}.get(variant)
         callbacks: list[Any] = []
         if frequency is not None:
@@ -148,9 +133,9 @@ def run(network: str, xla: bool, rounds: int, steps: int) -> dict[str, Any]:
             epochs=epochs,
             shuffle=False,
             verbose=0,
-            callbacks=[*callbacks, epochs_clock],
+            callbacks=[*callbacks, clock],
         )
-        return min(epochs_clock.seconds[1:])
+        return min(clock.seconds[1:])
 
     variants = ("bare", "epoch", "every 10", "every step", "second pass")
     times: dict[str, list[float]] = {v: [] for v in variants}
