@@ -18,6 +18,7 @@ from keras_scaled_l2.gradients import (
     metric_values,
     separate_train_function,
     strategy_scope,
+    sum_of_squared_difference,
     sum_of_squares,
     to_numpy,
     whole_gradient,
@@ -213,10 +214,13 @@ class GradientProbe:
         weight = ops.cast(value, "float32")
         if gradient is None:
             return ops.stack([ops.zeros(()), sum_of_squares(weight)])
-        data = ops.cast(whole_gradient(gradient), "float32") / scale
+        factor = None
         if variable.regularizer is not None:
-            data = data - (2.0 * ops.cast(_coefficient(variable), "float32")) * weight
-        return ops.stack([sum_of_squares(data), sum_of_squares(weight)])
+            factor = 2.0 * ops.cast(_coefficient(variable), "float32")
+        data = sum_of_squared_difference(
+            whole_gradient(gradient), scale, factor, weight
+        )
+        return ops.stack([data, sum_of_squares(weight)])
 
 
 class _Statistics(keras.metrics.Metric):

@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from keras_scaled_l2 import CostMonitor, ScaledL2
-from keras_scaled_l2.experiments import Arm, Comparison, compare
+from keras_scaled_l2.experiments import Arm, Comparison, compare, training
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.problems import Source, split
@@ -209,6 +209,38 @@ def test_strength_zero_and_dropout_zero_equal_none_exactly():
         for run in (arm.runs[0] for arm in comparison.arms)
     ]
     assert all(run == first for run in others)
+
+
+def test_one_network_is_compiled_once_for_all_arms_and_seeds(monkeypatch):
+    traces, trainers = [], []
+    call, made = training._Trainee.call, Trainer.__init__
+
+    def spy(self, inputs, training=None):
+        traces.append(training)
+        return call(self, inputs, training=training)
+
+    def count(self, *arguments, **options):
+        trainers.append(self)
+        made(self, *arguments, **options)
+
+    monkeypatch.setattr(training._Trainee, "call", spy)
+    monkeypatch.setattr(Trainer, "__init__", count)
+    small(arms=["none"], seeds=1, epochs=1)
+    once = len(traces)
+    assert len(trainers) == 1
+    traces.clear()
+    trainers.clear()
+    small(arms=["none", "l2", "scaled", "sample"], seeds=2, tune=2)
+    assert len(trainers) == 1
+    # Torch traces nothing: there the model itself runs at every step.
+    if keras.config.backend() != "torch":
+        assert len(traces) == once
+    traces.clear()
+    trainers.clear()
+    small(arms=["none", "dropout", "l2+dropout"], seeds=2, tune=2)
+    assert len(trainers) == 2
+    if keras.config.backend() != "torch":
+        assert len(traces) == 2 * once
 
 
 def test_arm_of_ones_own_stands_beside_the_named_ones():

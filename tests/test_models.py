@@ -1,5 +1,7 @@
 """Every kind of model: what is penalised, counted, kept, and told to be lost."""
 
+import importlib
+import importlib.util
 import math
 
 import keras
@@ -663,3 +665,34 @@ def test_published_network_is_counted_penalised_and_left_as_it_was(name):
         np.testing.assert_array_equal(numpy(variable), value)
     clone = keras.models.clone_model(network)
     assert len(clone.losses) == len(network.losses)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("keras_hub") is None,
+    reason="KerasHub is not among the requirements of the tests.",
+)
+@pytest.mark.filterwarnings("ignore")  # KerasHub's own, of which it has some
+def test_transformer_of_keras_hub_is_penalised_and_told_to_lose_it_in_a_file():
+    keras_hub = importlib.import_module("keras_hub")
+    model = keras_hub.models.BertBackbone(
+        vocabulary_size=100,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=16,
+        intermediate_dim=32,
+        max_sequence_length=16,
+    )
+    before = model.get_weights()
+    with pytest.warns(UserWarning, match="a saved file or a clone will not hold it"):
+        paths = attach(model, ScaledL2(1.0, per="model"))
+    # Embeddings of tokens, positions and segments, six kernels a layer, the pooler.
+    assert len(paths) == 3 + 2 * 6 + 1
+    weights = [v for _, v, _ in penalised(model)]
+    count = sum(math.prod(v.shape) for v in weights)
+    assert losses(model) == pytest.approx(
+        [penalty(1 / count, numpy64(v)) for v in weights], rel=1e-6
+    )
+    detach(model)
+    assert model.losses == []
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)

@@ -7,6 +7,7 @@ import importlib
 import math
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -168,7 +169,7 @@ def _named(name: str, problem: Problem, hidden: Sequence[int]) -> Architecture:
 def _load(path: str) -> keras.Model:
     try:
         return keras.saving.load_model(path, compile=False)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
             f"model {path!r} cannot be read ({one_line(error)})."
         ) from error
@@ -181,7 +182,8 @@ def _find_function(name: str) -> Callable[[], keras.Model]:
         sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:
+        # Whatever the user's own module may raise when it is imported.
         raise InputError(
             f"model {name!r} is not found ({one_line(error)}): expected "
             "module:function, of a module that Python finds from here."
@@ -244,30 +246,52 @@ def from_function(
             f"{one_line(error)}"
         ) from error
     _check_model(model, problem)
-    return Architecture(title, build)
+
+    def build_anew(seed: int) -> keras.Model:
+        made = build(seed)
+        # Else a seed would start from what the one before it has trained.
+        first = {id(v) for v in model.trainable_weights}
+        if any(id(v) in first for v in made.trainable_weights):
+            raise InputError(
+                f"model function {title!r} made the same weights twice: expected a new "
+                "model from every call. Make or load it in there, or hand in the model."
+            )
+        return made
+
+    return Architecture(title, build_anew)
 
 
 def gives_probabilities(model: keras.Model) -> bool:
     """Whether a classifier's last layer is a softmax or sigmoid, not linear."""
-    last: keras.Layer = model
+    last: Any = model
     while isinstance(last, keras.Model) and getattr(last, "layers", None):
         last = _output_layer(last)
     activation = getattr(last, "activation", None)
-    name = getattr(activation, "__name__", "")
-    return name in ("softmax", "sigmoid") or isinstance(last, keras.layers.Softmax)
+    # A layer Softmax and what keras.ops.softmax puts into a graph are called so too.
+    name = getattr(activation, "__name__", type(last).__name__.lower())
+    return name in ("softmax", "sigmoid")
 
 
-def _output_layer(model: keras.Model) -> keras.Layer:
-    """The layer that makes a model's output: in a graph not always its last one."""
-    if isinstance(model, keras.Sequential):
-        return model.layers[-1]
+_SHAPING = (
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.Identity,
+    keras.layers.Reshape,
+)
+"""Layers that leave the probabilities behind them what they are."""
+
+
+def _output_layer(model: keras.Model) -> Any:
+    """The layer or operation that makes a model's output: not always its last one."""
     try:
-        outputs = model.get_config()["output_layers"]
-    except (KeyError, TypeError, NotImplementedError):
+        (tensor,) = keras.tree.flatten(model.outputs)
+    except (AttributeError, ValueError):
         return model.layers[-1]
-    while not isinstance(outputs, str):
-        outputs = next(iter(outputs.values() if isinstance(outputs, dict) else outputs))
-    return model.get_layer(outputs)
+    while True:
+        last, call, _ = tensor._keras_history
+        if not isinstance(last, _SHAPING):
+            return last
+        (tensor,) = last._inbound_nodes[call].input_tensors
 
 
 def initial_weights(model: keras.Model) -> list[np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import re
+import warnings
 from collections.abc import Callable, Iterator
 
 import keras
@@ -38,7 +39,7 @@ def coefficients(
         return {}
     try:
         rule = keras.saving.deserialize_keras_object(dict(arm.rule))
-        attach(model, rule)
+        _attach(model, rule)
         try:
             bind(model, samples=samples, batch_size=batch_size)
             weights = penalised(model)
@@ -56,9 +57,17 @@ def coefficients(
     return {path: c for path, c in found.items() if c is not None}
 
 
+def _attach(model: keras.Model, rule: keras.Regularizer) -> None:
+    """Attach a rule for a moment: that no file would hold it is no loss."""
+    with warnings.catch_warnings():
+        message = "The penalty of .* acts, but a saved file or a clone will not hold it"
+        warnings.filterwarnings("ignore", message, UserWarning)
+        attach(model, rule)
+
+
 def penalisable(model: keras.Model) -> dict[str, keras.Variable]:
     """The weights that a rule is put on by default, by path."""
-    attach(model, keras.regularizers.L2(0.0))
+    _attach(model, keras.regularizers.L2(0.0))
     chosen = [v for _, v, _ in penalised(model)]
     detach(model)
     names = paths(model)

@@ -10,7 +10,7 @@ import os
 import pathlib
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -21,6 +21,7 @@ from keras_scaled_l2.experiments import grids
 from keras_scaled_l2.experiments.architectures import DEFAULT_HIDDEN, initial_weights
 from keras_scaled_l2.experiments.arms import DEFAULT_ARMS, DEFAULT_DROPOUT, Arm
 from keras_scaled_l2.experiments.coefficients import coefficients, paths, penalisable
+from keras_scaled_l2.experiments.interrupts import kept_interrupt
 from keras_scaled_l2.experiments.page import html
 from keras_scaled_l2.experiments.plan import (
     DEFAULT_BATCH_SIZE,
@@ -165,6 +166,7 @@ class Experiment:
         self._arms = [self._record(arm) for arm in plan.arms]
         self._trainers: dict[tuple[bool, bool], Trainer] = {}
         self._runs: dict[tuple[str, int], RunRecord] = {}
+        self._check_interrupt: Callable[[], None] = lambda: None
         if any(s.dropout for arm in self._arms for s in _settings(arm)):
             # Before any training: not every network can have dropout.
             derive(network, 0.5)
@@ -213,7 +215,7 @@ class Experiment:
         Raises:
             InputError: If another process works in the directory.
         """
-        with self._locked():
+        with self._locked(), kept_interrupt() as self._check_interrupt:
             jobs = sum(1 + len(arm.grid) for arm in self._arms) * len(self.plan.seeds)
             progress.start(jobs, self.plan.epochs)
             try:
@@ -240,6 +242,7 @@ class Experiment:
                 job = _Job(arm, seed, number)
                 found = self._load(job)
                 if found is None:
+                    self._check_interrupt()
                     progress.begin(arm.name, seed, number)
                     trial = self._try(job, data(), start(_trial_seed(seed)), progress)
                     found = self._save(job, dataclasses.asdict(trial))
@@ -248,6 +251,7 @@ class Experiment:
             job = _Job(arm, seed)
             found = self._load(job)
             if found is None:
+                self._check_interrupt()
                 progress.begin(arm.name, seed)
                 run = self._run(job, _best(arm, trials), data(), start(seed), progress)
                 run = dataclasses.replace(run, trials=tuple(trials))
@@ -276,7 +280,7 @@ class Experiment:
             patience=self.plan.patience,
             log_dir=folder,
             hparams=_hparams(job, setting, self._coefficients(job.arm.name, setting)),
-            callbacks=[_Report(progress)],
+            callbacks=[_Report(progress, self._check_interrupt)],
         )
         return record
 
@@ -297,7 +301,7 @@ class Experiment:
             epochs=self.plan.epochs,
             setting=setting,
             patience=self.plan.patience,
-            callbacks=[_Report(progress)],
+            callbacks=[_Report(progress, self._check_interrupt)],
         )
 
     def _events(self, job: _Job) -> pathlib.Path | None:
@@ -436,11 +440,13 @@ class _Report(keras.callbacks.Callback):
 
     async_safe = True
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, check_interrupt: Callable[[], None]) -> None:
         super().__init__()
         self._progress = progress
+        self._check_interrupt = check_interrupt
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._check_interrupt()
         self._progress.epoch(dict(logs or {}))
 
 

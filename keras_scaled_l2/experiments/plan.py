@@ -30,8 +30,12 @@ from keras_scaled_l2.experiments.arms import (
     named_arms,
 )
 from keras_scaled_l2.experiments.arrays import Arrays
-from keras_scaled_l2.experiments.coefficients import penalisable, plain_names
-from keras_scaled_l2.experiments.errors import InputError, require, unknown
+from keras_scaled_l2.experiments.coefficients import (
+    every_layer,
+    penalisable,
+    plain_names,
+)
+from keras_scaled_l2.experiments.errors import InputError, one_line, require, unknown
 from keras_scaled_l2.experiments.problems import Problem, load_problem, split
 
 Model: TypeAlias = (
@@ -194,7 +198,10 @@ def make_plan(
 
 def largest_kernel(network: keras.Model) -> int:
     """Number of weights of the largest tensor that a rule is put on by default."""
-    return max(elements(v.shape) for v in penalisable(network).values())
+    try:
+        return max(elements(v.shape) for v in penalisable(network).values())
+    except ValueError as error:
+        raise InputError(f"model {network.name!r}: {one_line(error)}") from error
 
 
 def _check_decay(arms: Sequence[Arm], optimizer: OptimizerSpec) -> None:
@@ -230,6 +237,11 @@ def _layers(network: keras.Model) -> str:
     except (TypeError, ValueError, NotImplementedError):
         text = str([(v.path, tuple(v.shape)) for v in network.weights])
     text = re.sub(r'"seed": (\d+|null)', '"seed": 0', text)
+    # Keras numbers what "+" and keras.ops put into a graph too.
+    graphs = [network, *every_layer(network)]
+    operations = [x for graph in graphs for x in getattr(graph, "operations", ())]
+    for i, name in enumerate(x.name for x in operations if not hasattr(x, "weights")):
+        text = text.replace(f'"{name}"', f'"operation_{i}"')
     rename = plain_names(network)
     text = re.sub(r'"(\w+)"', lambda name: rename(name[1]), text)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +18,8 @@ from keras_scaled_l2.experiments.records import finite, read_json, write_json
 CONFIGURATION = "configuration.json"
 RUNS = "runs"
 _FORMAT = 1
+_TEMPORARY = re.compile(r"\..+\.(json|md|html|png|svg)\.[a-z0-9_]{8}")
+"""What ``records`` and ``plots`` call a file until it is whole."""
 
 
 class Store:
@@ -58,6 +61,7 @@ class Store:
         try:
             # Again, and from the file: another process may have been here meanwhile.
             self._check()
+            self._sweep()
             path = self.directory / CONFIGURATION
             merged = dict(self._configuration)
             if path.exists():
@@ -81,7 +85,7 @@ class Store:
             record = content["record"]
             if content["format"] != _FORMAT or content["sha256"] != _digest(record):
                 raise ValueError("its content is not what was written")
-        except (InputError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
             aside = path.with_suffix(".damaged")
             path.replace(aside)
             warnings.warn(
@@ -104,18 +108,33 @@ class Store:
     def _path(self, name: str) -> pathlib.Path:
         return self.directory / RUNS / f"{name}.json"
 
+    def _sweep(self) -> None:
+        """Take away what killed processes left of files that they were writing."""
+        for pattern in (".*", f"{RUNS}/*/.*", "figures/.*"):
+            for path in self.directory.glob(pattern):
+                if _TEMPORARY.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+
     def _check(self) -> None:
         path = self.directory / CONFIGURATION
         where = os.fspath(self.directory)
         remedy = "Give another directory, or remove that one."
         if not path.exists():
-            if (self.directory / "comparison.json").exists():
-                raise InputError(
-                    f"directory {where!r} holds a comparison.json without "
-                    f"{CONFIGURATION}, so nobody knows what it was made from. {remedy}"
-                )
+            for name in ("comparison.json", RUNS):
+                if (self.directory / name).exists():
+                    raise InputError(
+                        f"directory {where!r} holds {name} without {CONFIGURATION}, so "
+                        f"nobody knows what it was made from. {remedy}"
+                    )
             return
-        found = list(differences(read_json(path), self._configuration))
+        try:
+            before = read_json(path)
+        except (InputError, RecursionError) as error:
+            raise InputError(
+                f"directory {where!r}: its {CONFIGURATION} is damaged "
+                f"({one_line(error)}), so nobody knows what it was made from. {remedy}"
+            ) from error
+        found = list(differences(before, self._configuration))
         if found:
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
             raise InputError(

@@ -317,6 +317,8 @@ class Trainer:
             variable.assign(setting.dropout)
         if self._decay is not None:
             self._decay.assign(setting.weight_decay)
+        # A Dropout without a seed, in a user's model, may draw from a global state.
+        keras.utils.set_random_seed(seed)
         drawn = np.random.SeedSequence([seed, 1]).generate_state(
             len(self._dropout_seeds)
         )

@@ -28,6 +28,12 @@ _NON_LINEAR = (
     keras.layers.PReLU,
     keras.layers.ReLU,
 )
+_FUNCTIONS = (
+    *("celu", "elu", "gelu", "hardshrink", "hardsigmoid", "hardsilu", "hardtanh"),
+    *("leakyrelu", "logsigmoid", "relu", "relu6", "selu", "sigmoid", "silu"),
+    *("softplus", "softshrink", "softsign", "squareplus", "tanh", "tanhshrink"),
+)
+"""Classes of the operations that ``keras.ops`` makes of the non-linearities."""
 _SUFFIX = "_dropout"
 
 
@@ -41,7 +47,8 @@ class VariableDropout(keras.layers.Layer):
     """
 
     def __init__(self, rate: float, seed: int | None = None, name: str | None = None):
-        super().__init__(name=name)
+        # Inputs stay of the type that they are: at rate 0, to the last bit.
+        super().__init__(name=name, autocast=False)
         self.initial = rate
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
@@ -267,12 +274,17 @@ def _rewrite(
         chosen = {
             call
             for call in graph.calls
-            if _is_non_linear(model.get_layer(call[0]))
+            if _is_non_linear(operation(model, call[0]))
             and graph.weights_follow(model, call, followed)
         }
     else:
         selected = where if callable(where) else _among(where)
-        chosen = {call for call in graph.calls if selected(model.get_layer(call[0]))}
+        layer_of = {layer.name: layer for layer in model.layers}
+        chosen = {
+            call
+            for call in graph.calls
+            if call[0] in layer_of and selected(layer_of[call[0]])
+        }
     count = len(chosen)
     for entry in config["layers"]:
         layer = _layer_of(model, entry)
@@ -306,9 +318,17 @@ def _among(layers: Collection[keras.Layer]) -> Callable[[keras.Layer], bool]:
     return lambda layer: id(layer) in ids
 
 
-def _is_non_linear(layer: keras.Layer) -> bool:
+def operation(model: keras.Model, name: str) -> Any:
+    """A layer of a model, or what ``keras.ops`` and ``+`` put in the place of one."""
+    found = [*model.layers, *getattr(model, "operations", ())]
+    return next(x for x in found if x.name == name)
+
+
+def _is_non_linear(layer: Any) -> bool:
     if isinstance(layer, _NON_LINEAR):
         return True
+    if not isinstance(layer, keras.Layer):
+        return type(layer).__name__.lower() in _FUNCTIONS
     activation = getattr(layer, "activation", None)
     # Recurrent layers and attention are left alone: dropout has its own place there.
     if activation is None or hasattr(layer, "recurrent_initializer"):
@@ -332,7 +352,7 @@ class _Graph:
             if followed and present in self.outputs:
                 return True
             for following in self.edges.get(present, []):
-                if model.get_layer(following[0]).weights:
+                if getattr(operation(model, following[0]), "weights", None):
                     return True
                 if following not in seen:
                     seen.add(following)
@@ -361,7 +381,7 @@ def _output_call(model: keras.Model, history: Sequence[Any]) -> Call:
     """The call behind an entry of ``output_layers``."""
     name, index, _ = history
     # There, and nowhere else, a functional model's calls are counted from 1.
-    layer = model.get_layer(name)
+    layer = operation(model, name)
     graph = _is_graph(layer) and not isinstance(layer, keras.Sequential)
     return name, index - graph
 
