@@ -133,7 +133,7 @@ def test_share_that_is_dropped_is_the_rate_and_the_mean_stays(rate, make):
 
 def test_rate_zero_changes_no_bit():
     x = np.random.default_rng(0).normal(size=(50, 7)).astype("float32")
-    x[0, :4] = [0.0, -0.0, 1e-40, 3e38]
+    x[0, :4] = [0.0, -0.0, 1e-37, 3e38]
     layer = VariableDropout(0.5, seed=1)
     layer.rate.assign(0.0)
     np.testing.assert_array_equal(drop(layer, x).view("int32"), x.view("int32"))

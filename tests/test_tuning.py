@@ -28,7 +28,7 @@ RULES = {
     "epochs": (HalfLifeL2(epochs=8.0, learning_rate=0.1), 8.0),
 }
 KEYS = {"sample": "strength"}
-ARMS = ("none", "l2", "decay", "dropout", "sample+dropout")
+ARMS = ("none", "l2", "sample+dropout")
 
 
 def values(arm, trials):
@@ -187,9 +187,10 @@ def test_test_set_has_no_part_in_the_choice(tuned):
     )
     found = small(dataclasses.replace(data, arrays=spoilt))
     for one, other in zip(tuned.arms, found.arms, strict=True):
-        assert not any(math.isfinite(run.test.data_loss) for run in other.runs)
-        same = zip(one.runs, other.runs, strict=True)
-        assert all(without_test(a) == without_test(b) for a, b in same)
+        for first, second in zip(one.runs, other.runs, strict=True):
+            # TensorFlow makes numbers of what is none.
+            assert first.test.accuracy != second.test.accuracy
+            assert without_test(first) == without_test(second)
 
 
 def test_trials_never_ask_for_the_test_set(monkeypatch):
@@ -222,7 +223,7 @@ def test_every_training_has_the_same_budget(tuned, calls):
     assert {options["patience"] for *_, options, _ in calls} == {None}
     assert {run.steps for arm in tuned.arms for run in arm.runs} == {9}
     kinds = [kind for kind, *_ in calls]
-    assert (kinds.count("trial"), kinds.count("run")) == (2 * 4 * 3, 2 * 5)
+    assert (kinds.count("trial"), kinds.count("run")) == (2 * 2 * 3, 2 * 3)
 
 
 def test_trials_start_from_other_weights_than_the_run_that_counts(calls):
@@ -269,7 +270,7 @@ def test_trial_that_diverged_is_not_chosen():
 
 @pytest.fixture(scope="module")
 def stopped():
-    arms = ("none", "l2", "dropout")
+    arms = ("none", "l2")
     options = {"arms": arms, "epochs": 40, "learning_rate": 0.5, "tune": 2}
     return small(patience=3, **options)
 
