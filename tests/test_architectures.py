@@ -63,27 +63,23 @@ def same(first, second):
     return [np.array_equal(one, other) for one, other in pairs]
 
 
-def test_conv_trains_on_images_with_and_without_dropout():
+def test_conv_trains_on_images_and_can_have_dropout():
     images = problem((4, 5, 2))
     network = convolutional(images).build(0)
     assert network.output_shape == (None, 1)
+    assert len(with_dropout(network, 0.5).layers) == len(network.layers) + 3
     found = small(
         model="conv",
         problem=images,
-        arms=["none", "l2+dropout"],
+        arms=["l2"],
         seeds=1,
         epochs=5,
         learning_rate=0.005,
     )
     assert found.architecture == "conv 4x5x2-32c3-64c3-128-1 (relu, 2x2 pooling)"
-    assert len(found["l2+dropout"].coefficients) == 4
-    costs = [
-        (arm.runs[0].starting_cost.data, arm.runs[0].final_cost.data)
-        for arm in found.arms
-    ]
-    assert costs[0][1] < costs[0][0]
-    # A few steps on half of the units of a tiny network may as well go uphill.
-    assert costs[1][1] not in (costs[1][0], costs[0][1])
+    assert len(found["l2"].coefficients) == 4
+    [run] = found["l2"].runs
+    assert run.final_cost.data < run.starting_cost.data
 
 
 @pytest.mark.parametrize("shape", [(6,), (4, 4), (3, 8, 1), (8, 3, 1)])
