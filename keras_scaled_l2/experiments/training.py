@@ -142,8 +142,9 @@ class Trainer:
         batches = Batches(problem.x_train, problem.y_train, self.batch_size)
         validation = (problem.x_validation, problem.y_validation)
         self.model.fit(batches, validation_data=validation, **_QUIET)
-        for name in ("train", "validation", "test"):
+        for name in ("train", "validation"):
             self._evaluate(problem, name)
+        self._test_score(problem)
         self._gradient_ratios(problem, {})
 
     def run(
