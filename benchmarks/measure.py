@@ -40,23 +40,30 @@ def interleaved(
 
 
 def epoch_clock() -> Any:
-    """A Keras callback with the seconds of each epoch.
+    """A Keras callback with the seconds of each epoch, from its first batch on.
 
-    Not those of ``fit``: on TensorFlow its end waits for a thread of the data, which
-    rounds the whole up to a multiple of some tenths of a second.
+    Not those of ``fit``, nor those before the first batch: on TensorFlow both wait for
+    threads of the data that went before, up to seconds, whatever is measured.
     """
     import keras
 
     class Clock(keras.callbacks.Callback):
+        async_safe = True
+
         def __init__(self) -> None:
             super().__init__()
             self.seconds: list[float] = []
+            self._start: float | None = None
 
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self._start = time.perf_counter()
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            # JAX calls this from several threads, in any order: the first one counts.
+            if self._start is None:
+                self._start = time.perf_counter()
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            assert self._start is not None
             self.seconds.append(time.perf_counter() - self._start)
+            self._start = None
 
     return Clock()
 

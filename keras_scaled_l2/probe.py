@@ -16,6 +16,7 @@ from keras_scaled_l2.gradients import (
     Tensor,
     intercept_gradients,
     metric_values,
+    runs_in_xla,
     separate_train_function,
     strategy_scope,
     sum_of_squared_difference,
@@ -218,7 +219,11 @@ class GradientProbe:
         if variable.regularizer is not None:
             factor = 2.0 * ops.cast(_coefficient(variable), "float32")
         data = sum_of_squared_difference(
-            whole_gradient(gradient), scale, factor, weight
+            whole_gradient(gradient),
+            scale,
+            factor,
+            weight,
+            in_xla=runs_in_xla(self._model),
         )
         return ops.stack([data, sum_of_squares(weight)])
 
