@@ -17,7 +17,9 @@ from keras import ops
 Tensor = Any
 """A tensor of whichever backend Keras runs on, or a ``keras.Variable``."""
 
-Measure = Callable[[Mapping[int, Tensor], Mapping[int, Tensor], Tensor], Tensor | None]
+Measure = Callable[
+    [Mapping[int, Tensor], Mapping[int, Tensor], Tensor | None], Tensor | None
+]
 """``(gradients, values before the step, loss scale) -> what to store``, by ``id``."""
 
 _BACKEND = keras.backend.backend()
@@ -100,32 +102,67 @@ def _make_torch_sum_of_squares() -> Callable[[Tensor], Tensor]:
 _sum_of_squares = _make_sum_of_squares(_BACKEND)
 
 
-def sum_of_squared_difference(
+def squared_norms(
     gradient: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     factor: Tensor | None,
     weight: Tensor,
     *,
     in_xla: bool = False,
 ) -> Tensor:
-    """``sum((gradient / scale - factor * weight)**2)``, in float32.
+    """Squared norms of ``gradient / scale - factor * weight`` and of ``weight``.
 
     Subtracted element by element: from the three inner products the sum would lose
     twice as many digits where the two nearly cancel.
 
     Args:
         gradient: A dense tensor.
-        scale: What the gradient was multiplied by; a scalar.
-        factor: A scalar; ``None`` for 0, and the weight is not read.
+        scale: What the gradient was multiplied by; a scalar; ``None`` for 1.
+        factor: A scalar; ``None`` for 0.
         weight: A tensor of the gradient's shape.
         in_xla: Whether TensorFlow compiles the step with XLA.
+
+    Returns:
+        Two numbers, in float32.
     """
     if _BACKEND == "torch":
-        return _torch_squared_difference(gradient, scale, factor, weight)
-    data = ops.cast(gradient, "float32") / scale
-    if factor is not None:
-        data = data - _opaque(factor) * ops.cast(weight, "float32")
-    return _sum_of_squares_in_xla(data) if in_xla else sum_of_squares(data)
+        return _torch_squared_norms(gradient, scale, factor, weight)
+    data = _difference(gradient, scale, factor, weight)
+    square = _sum_of_squares_in_xla if in_xla else sum_of_squares
+    return ops.stack([square(data), sum_of_squares(ops.cast(weight, "float32"))])
+
+
+def _torch_squared_norms(gradient: Any, scale: Any, factor: Any, weight: Any) -> Any:
+    """On a processor a piece at a time: each whole tensor would be new memory."""
+    import torch
+
+    with torch.no_grad():
+        g, w = (ops.convert_to_tensor(t).reshape(-1) for t in (gradient, weight))
+        size = _PIECE if g.device.type == "cpu" else max(1, g.numel())
+        sums = [torch.zeros(2, device=g.device)]
+        for start in range(0, g.numel(), size):
+            part = slice(start, start + size)
+            data = _difference(g[part], scale, factor, w[part])
+            rows = [_sum_of_squares(data), _sum_of_squares(w[part].float())]
+            sums.append(torch.stack(rows))
+        return torch.stack(sums).sum(dim=0)
+
+
+def _difference(
+    gradient: Tensor, scale: Tensor | None, factor: Tensor | None, weight: Tensor
+) -> Tensor:
+    """``gradient / scale - factor * weight``, in float32."""
+    data = ops.cast(gradient, "float32")
+    if scale is not None:
+        data = data / scale
+    if factor is None:
+        return data
+    weight = ops.cast(weight, "float32")
+    if _BACKEND == "torch":
+        import torch
+
+        return torch.addcmul(data, weight, factor, value=-1)  # in one pass
+    return data - _opaque(factor) * weight
 
 
 def _opaque(factor: Tensor) -> Tensor:
@@ -155,26 +192,6 @@ def _sum_of_squares_in_xla(x: Tensor) -> Tensor:
     blocks = ops.reshape(flat[:whole], (-1, rows, columns))
     norms = ops.sqrt(ops.sum(ops.square(blocks), axis=1))
     return _sum_of_squares(norms) + _sum_of_squares(flat[whole:])
-
-
-def _torch_squared_difference(
-    gradient: Any, scale: Any, factor: Any, weight: Any
-) -> Any:
-    """On a processor a piece at a time: each whole tensor would be new memory."""
-    import torch
-
-    with torch.no_grad():
-        g = ops.convert_to_tensor(gradient).reshape(-1)
-        w = ops.convert_to_tensor(weight).reshape(-1)
-        size = _PIECE if g.device.type == "cpu" else max(1, g.numel())
-        pieces = [torch.zeros((), device=g.device)]
-        for start in range(0, g.numel(), size):
-            part = slice(start, start + size)
-            data = g[part].float() / scale
-            if factor is not None:
-                data.sub_(w[part].float() * factor)
-            pieces.append(_sum_of_squares(data))
-        return torch.stack(pieces).sum()
 
 
 def intercept_gradients(
@@ -215,13 +232,20 @@ def intercept_gradients(
         stored = measure(
             {id(v): g for v, g in given if g is not None},
             {id(v): v for v in model.trainable_variables},
-            ops.cast(optimizer.scale_loss(ops.ones(())), "float32"),
+            _loss_scale(optimizer),
         )
         if stored is not None:
             slot.assign(ops.stop_gradient(stored))
         return original(grads, trainable_variables)
 
     return shadow(optimizer, "apply", apply)
+
+
+def _loss_scale(optimizer: keras.optimizers.Optimizer) -> Tensor | None:
+    """What an optimizer multiplies the loss by; ``None`` for 1."""
+    one = ops.ones(())
+    scaled = optimizer.scale_loss(one)
+    return None if scaled is one else ops.cast(scaled, "float32")
 
 
 def _intercept_stateless(
@@ -245,7 +269,7 @@ def _intercept_stateless(
             stored = measure(
                 dict(zip(ids, grads, strict=True)),
                 dict(zip(ids, trainable_variables, strict=True)),
-                ops.cast(optimizer.scale_loss(ops.ones(())), "float32"),
+                _loss_scale(optimizer),
             )
         captured[:] = [] if stored is None else [stored]
         return apply(optimizer_variables, grads, trainable_variables)

@@ -18,8 +18,8 @@ from keras_scaled_l2.gradients import (
     metric_values,
     runs_in_xla,
     separate_train_function,
+    squared_norms,
     strategy_scope,
-    sum_of_squared_difference,
     sum_of_squares,
     to_numpy,
     whole_gradient,
@@ -194,7 +194,7 @@ class GradientProbe:
         self,
         gradients: Mapping[int, Tensor],
         values: Mapping[int, Tensor],
-        scale: Tensor,
+        scale: Tensor | None,
     ) -> Tensor | None:
         """Squared norms of data gradient and weight, one row a weight."""
         if not (self._measuring and self._weights):
@@ -210,22 +210,25 @@ class GradientProbe:
         )
 
     def _row(
-        self, variable: keras.Variable, gradient: Tensor, value: Tensor, scale: Tensor
+        self,
+        variable: keras.Variable,
+        gradient: Tensor,
+        value: Tensor,
+        scale: Tensor | None,
     ) -> Tensor:
-        weight = ops.cast(value, "float32")
         if gradient is None:
-            return ops.stack([ops.zeros(()), sum_of_squares(weight)])
+            squares = sum_of_squares(ops.cast(value, "float32"))
+            return ops.stack([ops.zeros(()), squares])
         factor = None
         if variable.regularizer is not None:
             factor = 2.0 * ops.cast(_coefficient(variable), "float32")
-        data = sum_of_squared_difference(
+        return squared_norms(
             whole_gradient(gradient),
             scale,
             factor,
-            weight,
+            value,
             in_xla=runs_in_xla(self._model),
         )
-        return ops.stack([data, sum_of_squares(weight)])
 
 
 class _Statistics(keras.metrics.Metric):

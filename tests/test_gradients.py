@@ -7,7 +7,7 @@ from autodiff import compiled, numpy64, value_and_gradient
 from keras import ops
 
 from keras_scaled_l2.gradients import (
-    sum_of_squared_difference,
+    squared_norms,
     sum_of_squares,
     to_numpy,
 )
@@ -114,28 +114,31 @@ def test_sum_of_squares_of_35_million_weights_is_exact_to_a_millionth():
         assert numpy64(function(w)) == pytest.approx(exact, rel=1e-6)
 
 
-# 2048 numbers are one block in XLA.
-@pytest.mark.parametrize("shape", [(), (7,), (2048,), (2, 1025), (31, 331)], ids=str)
+# 2048 numbers are one block in XLA, 2**20 a piece on torch.
+@pytest.mark.parametrize(
+    "shape", [(), (7,), (2048,), (31, 331), (2**20,), (1_100_001,)], ids=str
+)
 @pytest.mark.parametrize("in_xla", [False, True])
-def test_squared_difference_equals_that_of_float64(shape, in_xla):
+def test_squared_norms_equal_those_of_float64(shape, in_xla):
     gradient, g = tensor(shape, "float32")
     weight, w = tensor(shape, "float32", seed=4)
 
-    def difference(gradient):
+    def norms(gradient):
         scale, factor = ops.array(8.0), ops.array(0.75)
-        return sum_of_squared_difference(gradient, scale, factor, weight, in_xla=in_xla)
+        return squared_norms(gradient, scale, factor, weight, in_xla=in_xla)
 
-    exact = np.sum((g / 8.0 - 0.75 * w) ** 2)
-    for function in (difference, compiled(difference)):
+    exact = [np.sum((g / 8.0 - 0.75 * w) ** 2), np.sum(w**2)]
+    for function in (norms, compiled(norms)):
         assert numpy64(function(gradient)) == pytest.approx(exact, rel=2e-6)
 
 
 @pytest.mark.parametrize("in_xla", [False, True])
-def test_squared_difference_without_a_factor_reads_no_weight(in_xla):
+def test_squared_norms_without_scale_and_factor_are_those_of_the_tensors(in_xla):
     gradient, g = tensor((3000,), "float32")
-    unread, scale = ops.full((3000,), float("nan")), ops.ones(())
-    found = sum_of_squared_difference(gradient, scale, None, unread, in_xla=in_xla)
-    assert numpy64(found) == pytest.approx(np.sum(g**2), rel=2e-6)
+    weight, w = tensor((3000,), "float32", seed=4)
+    found = squared_norms(gradient, None, None, weight, in_xla=in_xla)
+    exact = [np.sum(g**2), np.sum(w**2)]
+    assert numpy64(found) == pytest.approx(exact, rel=2e-6)
 
 
 def test_value_of_a_tensor_a_variable_and_a_number_is_read():

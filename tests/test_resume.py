@@ -61,7 +61,7 @@ def small(**options):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Figures follow from the comparison, and take longer than these trainings."""
-    monkeypatch.setattr(COMPARE, "save_figures", lambda *_: None)
+    monkeypatch.setattr(COMPARE, "save_figures", lambda *_: [])
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def finished(tmp_path_factory):
     """A finished comparison and its directory, to be copied and not to be changed."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(COMPARE, "save_figures", lambda *_: None)
+        patch.setattr(COMPARE, "save_figures", lambda *_: [])
         return small(directory=folder, seeds=3), folder
 
 

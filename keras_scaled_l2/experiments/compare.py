@@ -399,8 +399,12 @@ class Experiment:
         if folder is not None:
             result = self.result()
             self._write_markdown()
-            save_figures(result, folder)
-            write_text(folder / "comparison.html", html(result))
+            drawings = {
+                path.stem: path.read_text(encoding="utf-8")
+                for path in save_figures(result, folder)
+                if path.suffix == ".svg"
+            }
+            write_text(folder / "comparison.html", html(result, drawings))
 
 
 def _settings(arm: ArmRecord) -> list[Setting]:

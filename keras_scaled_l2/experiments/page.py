@@ -69,8 +69,12 @@ READING = {
 """Name of a figure -> its heading, and how to read it."""
 
 
-def html(comparison: Comparison) -> str:
+def html(comparison: Comparison, drawings: Mapping[str, str] | None = None) -> str:
     """The page comparison.html: conclusions, what was compared, figures, numbers.
+
+    Args:
+        comparison: What to show.
+        drawings: Name -> SVG of its figures, where they are drawn already.
 
     Raises:
         InputError: If matplotlib is not installed.
@@ -79,7 +83,7 @@ def html(comparison: Comparison) -> str:
     sections = {
         "Result": _result(comparison),
         "What was compared": _facts(_compared(comparison)),
-        "Figures": _figures(comparison),
+        "Figures": _figures(_draw(comparison) if drawings is None else drawings),
         "Numbers by arm": _table(comparison) + _table_notes(comparison),
         "How to repeat it": _facts(_repeat(comparison)) + _repeat_note(comparison),
     }
@@ -192,11 +196,16 @@ def _facts(facts: Mapping[str, str]) -> str:
     return "<dl>\n" + "\n".join(rows) + "\n</dl>"
 
 
-def _figures(comparison: Comparison) -> str:
+def _draw(comparison: Comparison) -> dict[str, str]:
+    drawn = plots.figures(comparison).items()
+    return {name: plots.render(figure, "svg").decode() for name, figure in drawn}
+
+
+def _figures(drawings: Mapping[str, str]) -> str:
     parts = []
-    for name, figure in plots.figures(comparison).items():
+    for name, drawing in drawings.items():
         heading, reading = READING[name]
-        svg = _inline(plots.render(figure, "svg").decode(), name, heading, reading)
+        svg = _inline(drawing, name, heading, reading)
         parts.append(
             f'<h3 id="{name}">{heading}</h3>\n<figure>\n'
             f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{name}">'
