@@ -18,6 +18,7 @@ from keras_scaled_l2.fitting import rebuild_steps
 from keras_scaled_l2.gradients import (
     Tensor,
     can_store,
+    penalty_scope,
     shadow,
     strategy_scope,
     to_numpy,
@@ -167,7 +168,9 @@ def split_loss(
         compute_loss: Its ``compute_loss``.
         arguments: For ``compute_loss``, by keyword.
     """
-    losses = list(model.losses)
+    with penalty_scope():
+        # Computed when they are asked for: only the weights' penalties.
+        losses = list(model.losses)
     # Keras appends the weights' penalties, in order, after all other losses.
     first = len(losses) - len(penalised_weights(model))
     with _losses_are(model, losses), _recorded(model) as compiled:

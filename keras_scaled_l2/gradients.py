@@ -33,6 +33,8 @@ _PIECE = 2**20
 # XLA adds dimensions of 32 and more up in windows, and smaller ones one by one.
 _XLA_WINDOW = 32
 _XLA_RUN = 1024
+# Operations of TensorFlow's gradients are named after those of the loss.
+_PENALTY_SCOPE = "keras_scaled_l2_penalty"
 # Fewer rows than a window; so near to each other that a processor's cache holds them.
 _XLA_BLOCK = (16, 128)
 
@@ -176,6 +178,37 @@ def _opaque(factor: Tensor) -> Tensor:
     import jax
 
     return jax.lax.optimization_barrier(factor)
+
+
+def penalty_scope() -> contextlib.AbstractContextManager[Any]:
+    """Marks the penalties that are computed in it for ``data_summand``."""
+    if _BACKEND != "tensorflow":
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    return tf.name_scope(_PENALTY_SCOPE)
+
+
+def data_summand(gradient: Tensor) -> Tensor | None:
+    """A gradient without the part of its penalty, where the step still has it apart.
+
+    TensorFlow's graph adds the two up at the end; what it adds is there to read, exact
+    and at no cost. Elsewhere, and where it cannot be told which part is which, ``None``.
+
+    Args:
+        gradient: The gradient of one weight.
+    """
+    if _BACKEND != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    if not isinstance(gradient, tf.Tensor) or tf.executing_eagerly():
+        return None
+    parts = list(gradient.op.inputs) if gradient.op.type == "AddN" else []
+    data = [part for part in parts if _PENALTY_SCOPE not in part.op.name]
+    if len(data) + 1 != len(parts):
+        return None
+    return data[0] if len(data) == 1 else tf.add_n(data)
 
 
 def _sum_of_squares_in_xla(x: Tensor) -> Tensor:

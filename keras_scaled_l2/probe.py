@@ -14,6 +14,7 @@ from keras import ops
 from keras_scaled_l2.costs import split_cost
 from keras_scaled_l2.gradients import (
     Tensor,
+    data_summand,
     intercept_gradients,
     metric_values,
     runs_in_xla,
@@ -221,7 +222,11 @@ class GradientProbe:
             return ops.stack([ops.zeros(()), squares])
         factor = None
         if variable.regularizer is not None:
-            factor = 2.0 * ops.cast(_coefficient(variable), "float32")
+            data = data_summand(gradient)
+            if data is None:
+                factor = 2.0 * ops.cast(_coefficient(variable), "float32")
+            else:
+                gradient = data
         return squared_norms(
             whole_gradient(gradient),
             scale,

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -40,6 +41,27 @@ def test_interrupt_that_was_dropped_is_raised_at_the_next_check():
         check()
         heard.append("never reached")
     assert heard == ["went on"]
+
+
+class Ends:
+    """Does something as it is destroyed, where Python drops what is raised."""
+
+    def __init__(self, end):
+        self.end = end
+
+    def __del__(self):
+        self.end()
+
+
+def test_interrupt_that_python_drops_is_not_printed(monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    with pytest.raises(KeyboardInterrupt), kept_interrupt() as check:
+        Ends(press)
+        Ends(lambda: 1 / 0)
+        check()
+    assert [dropped.exc_type for dropped in printed] == [ZeroDivisionError]
+    assert sys.unraisablehook == printed.append
 
 
 def test_no_interrupt_is_made_up():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -27,6 +29,13 @@ def kept_interrupt() -> Iterator[Callable[[], None]]:
         if pressed:
             raise KeyboardInterrupt
 
+    tell = sys.unraisablehook
+
+    def tell_others(dropped: Any) -> None:
+        # Nothing is lost: the one that was dropped is raised again.
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            tell(dropped)
+
     # Another handler is somebody's choice, and only the main thread may set one.
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield check
@@ -36,7 +45,9 @@ def kept_interrupt() -> Iterator[Callable[[], None]]:
     except ValueError:
         yield check
         return
+    sys.unraisablehook = tell_others
     try:
         yield check
     finally:
+        sys.unraisablehook = tell
         signal.signal(signal.SIGINT, signal.default_int_handler)
