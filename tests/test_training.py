@@ -90,15 +90,33 @@ def numbers(record):
 def test_order_follows_from_seed_and_epoch_alone():
     batches = Batches(np.arange(20)[:, None], np.arange(20), BATCH)
     batches.draw(3, 1)
-    first = [batches[i][1].tolist() for i in range(len(batches))]
+    first = [y.tolist() for _, y in batches]
     np.random.default_rng(0).random()
     batches.draw(3, 1)
-    assert [batches[i][1].tolist() for i in range(len(batches))] == first
+    assert [y.tolist() for _, y in batches] == first
     assert [len(b) for b in first] == [8, 8, 4]
+    assert all(x[:, 0].tolist() == y.tolist() for x, y in batches)
     assert sorted(itertools.chain.from_iterable(first)) == list(range(20))
     for other in ((3, 2), (4, 1)):
         batches.draw(*other)
-        assert batches[0][1].tolist() != first[0]
+        assert next(iter(batches))[1].tolist() != first[0]
+
+
+@pytest.mark.parametrize("n", [16, 20, 5])
+def test_keras_is_told_the_sizes_of_the_batches(n):
+    batches = Batches(np.zeros((n, 1)), np.arange(n), BATCH)
+    sizes = [len(y) for _, y in batches]
+    assert batches.num_batches == len(sizes)
+    assert batches.batch_size == BATCH
+    assert batches.has_partial_batch == (sizes[-1] != BATCH)
+    assert (batches.partial_batch_size or BATCH) == sizes[-1]
+
+
+def test_without_an_order_the_batches_are_the_arrays_themselves():
+    x, y = np.zeros((20, 1)), np.arange(20)
+    served = list(Batches(x, y, BATCH))
+    assert np.concatenate([part for _, part in served]).tolist() == y.tolist()
+    assert all(np.shares_memory(a, x) and np.shares_memory(b, y) for a, b in served)
 
 
 def test_batches_hold_the_data_and_no_copy():
@@ -112,16 +130,17 @@ def test_batches_hold_the_data_and_no_copy():
 def test_fit_sees_the_batches_of_each_epoch_in_their_order(epochs, monkeypatch):
     problem = make_problem()
     served = []
-    real = Batches.__getitem__
+    real = Batches.__iter__
 
-    def spy(self, index):
-        batch = real(self, index)
-        served.append((index, batch[1].tolist()))
-        return batch
+    def spy(self):
+        for x, labels in real(self):
+            if self.y is problem.y_train and self.order is not None:
+                served.append(labels.tolist())
+            yield x, labels
 
     trainer = shared_trainer()
     trainer.warm_up(problem)
-    monkeypatch.setattr(Batches, "__getitem__", spy)
+    monkeypatch.setattr(Batches, "__iter__", spy)
     trainer.run(problem, start(problem), {}, seed=5, epochs=epochs)
     n = len(problem.y_train)
     expected = []
@@ -129,8 +148,7 @@ def test_fit_sees_the_batches_of_each_epoch_in_their_order(epochs, monkeypatch):
         order = np.random.default_rng([5, epoch]).permutation(n)
         labels = problem.y_train[order].tolist()
         expected += [labels[i : i + BATCH] for i in range(0, n, BATCH)]
-    # Keras looks at a few batches first, to learn their shapes.
-    assert [labels for _, labels in served][-len(expected) :] == expected
+    assert served == expected
 
 
 @pytest.mark.parametrize("task", ["classes", "binary", "regression"])

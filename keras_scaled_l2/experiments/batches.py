@@ -1,20 +1,24 @@
-"""Batches of the training data, in the same order for all arms of a seed."""
+"""Batches of the data as NumPy has them, in the same order for all arms of a seed."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
+# Private, but made to be passed to fit() in place of the data, since Keras 3.4.
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
-class Batches(keras.utils.PyDataset):
-    """The training data in an order of its own, without a copy of it.
+
+class Batches(DataAdapter):
+    """Data in batches, in an order of their own, without a copy of them.
 
     Keras's shuffling draws from a state that earlier runs have moved on; here the
     order of an epoch follows from ``(seed, epoch)`` alone, so that all arms of a seed
-    see the same batches.
+    see the same batches. And Keras's own adapters cost more than small networks do: on
+    TensorFlow each pass starts threads, and waits for them where it ends.
 
     Args:
         x: Features.
@@ -23,25 +27,48 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray, batch_size: int) -> None:
-        super().__init__()
         self.x = x
         self.y = y
-        self.batch_size = batch_size
-        # One full batch and one like the last: what a warm-up needs to see.
-        self.order = np.arange(min(len(x), batch_size + len(x) % batch_size))
-
-    def __len__(self) -> int:
-        """Number of batches of the present order."""
-        return math.ceil(len(self.order) / self.batch_size)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The batch at this place of the present order."""
-        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.x[chosen], self.y[chosen]
+        self.order: np.ndarray | None = None
+        """Places of the examples; ``None`` for that of the arrays."""
+        self._batch_size = batch_size
 
     def draw(self, seed: int, epoch: int) -> None:
         """Take the order of an epoch."""
         self.order = np.random.default_rng([seed, epoch]).permutation(len(self.x))
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """One pass in the present order."""
+        for start in range(0, len(self.x), self._batch_size):
+            part = slice(start, start + self._batch_size)
+            chosen = part if self.order is None else self.order[part]
+            yield self.x[chosen], self.y[chosen]
+
+    def get_numpy_iterator(self) -> Batches:
+        """The batches themselves: each backend's step takes NumPy's arrays."""
+        return self
+
+    get_tf_dataset = get_jax_iterator = get_torch_dataloader = get_numpy_iterator
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of a pass."""
+        return -(-len(self.x) // self._batch_size)
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per batch, but for the last."""
+        return self._batch_size
+
+    @property
+    def has_partial_batch(self) -> bool:
+        """Whether the last batch is a smaller one."""
+        return self.partial_batch_size is not None
+
+    @property
+    def partial_batch_size(self) -> int | None:
+        """Examples of a smaller last batch."""
+        return len(self.x) % self._batch_size or None
 
 
 class DrawOrder(keras.callbacks.Callback):

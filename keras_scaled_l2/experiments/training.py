@@ -139,8 +139,12 @@ class Trainer:
 
         Trains on two batches; ``run`` starts from the weights that it is given.
         """
-        batches = Batches(problem.x_train, problem.y_train, self.batch_size)
-        validation = (problem.x_validation, problem.y_validation)
+        # One full batch and one like the last: all the shapes of a run.
+        size = self.batch_size + len(problem.x_train) % self.batch_size
+        batches = Batches(
+            problem.x_train[:size], problem.y_train[:size], self.batch_size
+        )
+        validation = _passes(problem, "validation")
         self.model.fit(batches, validation_data=validation, **_QUIET)
         for name in ("train", "validation"):
             self._evaluate(problem, name)
@@ -263,7 +267,7 @@ class Trainer:
             history = self.model.fit(
                 batches,
                 epochs=epochs,
-                validation_data=(problem.x_validation, problem.y_validation),
+                validation_data=_passes(problem, "validation"),
                 callbacks=[*own, *callbacks],
                 **_QUIET,
             ).history
@@ -358,11 +362,7 @@ class Trainer:
 
     def _evaluate(self, problem: Problem, name: str) -> dict[str, float]:
         found: dict[str, float] = self.model.evaluate(
-            getattr(problem, f"x_{name}"),
-            getattr(problem, f"y_{name}"),
-            batch_size=EVALUATION_BATCH,
-            verbose=0,
-            return_dict=True,
+            _passes(problem, name), verbose=0, return_dict=True
         )
         return {key: float(value) for key, value in found.items()}
 
@@ -374,9 +374,7 @@ class Trainer:
         score = self._score(problem, "test")
         if problem.task == "regression":
             return score
-        outputs = self.model.predict(
-            problem.x_test, batch_size=EVALUATION_BATCH, verbose=0
-        )
+        outputs = self.model.predict(_passes(problem, "test"), verbose=0)
         error = calibration_error(
             np.asarray(outputs), problem.y_test, probabilities=self._probabilities
         )
@@ -449,11 +447,13 @@ def _variable_decay(
     return decay
 
 
-_QUIET: dict[str, Any] = {
-    "verbose": 0,
-    "shuffle": False,
-    "validation_batch_size": EVALUATION_BATCH,
-}
+_QUIET: dict[str, Any] = {"verbose": 0, "shuffle": False}
+
+
+def _passes(problem: Problem, name: str) -> Batches:
+    """A part of the data in its own order, in batches as large as speed asks for."""
+    parts = (getattr(problem, f"{axis}_{name}") for axis in "xy")
+    return Batches(*parts, EVALUATION_BATCH)
 
 
 def _objective(problem: Problem, probabilities: bool) -> tuple[Any, Any]:
