@@ -110,8 +110,12 @@ class CostSplit:
         first = next(leaf for leaf in keras.tree.flatten(batch) if leaf is not None)
         size = ops.shape(first)[0]
         # Under a distribution strategy Keras divides losses by the replicas.
-        share = self._model._aggregate_additional_loss(ops.ones(()))
-        values = [ops.stop_gradient(value / share) for value in (data, penalty)]
+        one = ops.ones(())
+        share = self._model._aggregate_additional_loss(one)
+        values = [
+            ops.stop_gradient(value if share is one else value / share)
+            for value in (data, penalty)
+        ]
         for mean, value in zip(self._means, values, strict=True):
             mean.record(value, size)
         if self.observer is not None:
@@ -139,8 +143,10 @@ class _Mean(keras.metrics.Mean):
     _direction = "down"  # what Keras's callbacks ask: less is better
 
     def record(self, value: Tensor, size: Tensor) -> None:
-        """Adds the value of a batch of this size."""
-        super().update_state(value, sample_weight=size)
+        """Adds the value of a batch of this size; Keras's own way to it is longer."""
+        size = ops.cast(size, self.dtype)
+        self.total.assign_add(ops.cast(value, self.dtype) * size)
+        self.count.assign_add(size)
 
     def update_state(self, *arguments: Any, **keywords: Any) -> None:
         """Nothing: custom train steps update all metrics with ``(y, y_pred)``."""

@@ -461,16 +461,52 @@ def loss_gradients(
         values = [v.value for v in variables]
         return list(torch.autograd.grad(loss(), values, allow_unused=True))
     if _BACKEND == "jax":
-        import jax
-
-        def at(values: Sequence[Any]) -> Any:
-            mapping = list(zip(variables, values, strict=True))
-            # Collected, or losses that layers add in their call would be dropped.
-            with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
-                return loss()
-
-        return list(jax.grad(at)([v.value for v in variables]))
+        return _jax_gradients(model, loss)([v.value for v in variables], [])
     raise NotImplementedError(
         f"Keras runs on {_BACKEND!r}: expected tensorflow, jax or torch, the backends "
         "that can train."
     )
+
+
+def gradient_function(
+    model: keras.Model, loss: Callable[..., Tensor]
+) -> Callable[..., list[Tensor | None]]:
+    """``loss_gradients`` for many calls: what JAX compiles, it compiles once.
+
+    Args:
+        model: A built model.
+        loss: Runs the model on its arguments, tensors, and returns a scalar.
+
+    Returns:
+        A function of these arguments.
+    """
+    if _BACKEND != "jax":
+        return lambda *arguments: loss_gradients(model, lambda: loss(*arguments))
+    import jax
+
+    @jax.jit
+    def gradients(values: Any, others: Any, arguments: Any) -> Any:
+        at = _jax_gradients(model, lambda: loss(*arguments))
+        return at(values, list(zip(model.non_trainable_variables, others, strict=True)))
+
+    def call(*arguments: Tensor) -> list[Tensor | None]:
+        values = [v.value for v in model.trainable_variables]
+        others = [v.value for v in model.non_trainable_variables]
+        return list(gradients(values, others, arguments))
+
+    return call
+
+
+def _jax_gradients(model: keras.Model, loss: Callable[[], Tensor]) -> Any:
+    """A function of the values of the trainable variables, and of others by variable."""
+    import jax
+
+    variables = model.trainable_variables
+
+    def at(values: Sequence[Any], others: Sequence[Any]) -> Any:
+        mapping = [*zip(variables, values, strict=True), *others]
+        # Collected, or losses that layers add in their call would be dropped.
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
+            return loss()
+
+    return lambda values, others: list(jax.grad(at)(values, others))

@@ -29,7 +29,7 @@ from keras_scaled_l2.experiments.records import (
     Trial,
 )
 from keras_scaled_l2.experiments.twin import variable_dropouts
-from keras_scaled_l2.gradients import Tensor, loss_gradients, sum_of_squares, to_numpy
+from keras_scaled_l2.gradients import Tensor, gradient_function, sum_of_squares, to_numpy
 from keras_scaled_l2.tensorboard import EventFile
 
 EVALUATION_BATCH = 1000
@@ -120,6 +120,9 @@ class Trainer:
             loss=self._loss,
             metrics=[accuracy] if accuracy else [],
         )
+        self._gradients = gradient_function(
+            network, lambda x, y: self._loss(y, network(x, training=False))
+        )
         self.model.optimizer.build(self.model.trainable_variables)
         split_cost(self.model)
         self._fresh = [
@@ -146,8 +149,7 @@ class Trainer:
         )
         validation = _passes(problem, "validation")
         self.model.fit(batches, validation_data=validation, **_QUIET)
-        for name in ("train", "validation"):
-            self._evaluate(problem, name)
+        self._evaluate(problem, "train")
         self._test_score(problem)
         self._gradient_ratios(problem, {})
 
@@ -203,7 +205,7 @@ class Trainer:
             seed=seed,
             starting_cost=start,
             train=Score(end["data_loss"], end.get("accuracy")),
-            validation=self._score(problem, "validation"),
+            validation=fitted.validation,
             test=test,
             seconds=fitted.seconds,
             final_cost=Cost(end["loss"], end["data_loss"], end["penalty"]),
@@ -285,12 +287,15 @@ class Trainer:
         # A loss that is not a number is no best one, wherever it stands.
         ordered = [loss if math.isfinite(loss) else math.inf for loss in losses]
         best = ordered.index(min(ordered)) + 1
+        kept = len(losses) if patience is None else best
+        accuracies = curves.get("val_accuracy")
         return _Fitted(
             seconds=seconds,
             steps=len(losses) * math.ceil(len(problem.x_train) / self.batch_size),
             curves=curves,
             best_epoch=best,
-            kept_epoch=len(losses) if patience is None else best,
+            kept_epoch=kept,
+            validation=Score(losses[kept - 1], accuracies and accuracies[kept - 1]),
         )
 
     def _reset(
@@ -342,13 +347,8 @@ class Trainer:
         self, problem: Problem, coefficients: Mapping[str, float]
     ) -> dict[str, float]:
         """Penalty's gradient over data gradient of each penalised weight."""
-        x, y = problem.x_train[:EVALUATION_BATCH], problem.y_train[:EVALUATION_BATCH]
-        labels = ops.convert_to_tensor(y)
-
-        def data_cost() -> Tensor:
-            return self._loss(labels, self._network(x, training=False))
-
-        found = loss_gradients(self._network, data_cost)
+        batch = next(iter(_passes(problem, "train")))
+        found = self._gradients(*map(ops.convert_to_tensor, batch))
         variables = self._network.trainable_variables
         by_id = {id(v): g for v, g in zip(variables, found, strict=True)}
         ratios = {}
@@ -418,6 +418,8 @@ class _Fitted:
     curves: dict[str, list[float]]
     best_epoch: int
     kept_epoch: int
+    validation: Score
+    """At the weights that were kept."""
 
 
 CURVES = ("data_loss", "penalty", "accuracy", "val_data_loss", "val_accuracy")
