@@ -2,11 +2,12 @@
 
     python benchmarks/compare_cost.py [--rounds 2]
 
-The README's comparison: what `compare` takes from start to end (data, validation, tests,
-records, figures and page), and what plain Keras models, one with the penalty and the
-dropout of each arm, take for as many training steps on batches of the same size, without
-metrics, validation or callbacks; in one process, in turn. Compilation is counted apart:
-it happens once, whatever the number of runs. Leave the machine alone meanwhile.
+The README's comparison: what `compare` takes from start to end (data, validation,
+tests, records, figures and page), and what plain Keras models, one with the penalty and
+the dropout of each arm, take for as many training steps on batches of the same size,
+without metrics, validation or callbacks; in one process, in turn. Compilation is
+counted apart: it happens once, whatever the number of runs. Leave the machine alone
+meanwhile.
 """
 
 from __future__ import annotations

@@ -182,18 +182,19 @@ def _opaque(factor: Tensor) -> Tensor:
 
 def penalty_scope() -> contextlib.AbstractContextManager[Any]:
     """Marks the penalties that are computed in it for ``data_summand``."""
-    if _BACKEND != "tensorflow":
-        return contextlib.nullcontext()
-    import tensorflow as tf
+    scope: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if _BACKEND == "tensorflow":
+        import tensorflow as tf
 
-    return tf.name_scope(_PENALTY_SCOPE)
+        scope = tf.name_scope(_PENALTY_SCOPE)
+    return scope
 
 
 def data_summand(gradient: Tensor) -> Tensor | None:
-    """A gradient without the part of its penalty, where the step still has it apart.
+    """A gradient without its penalty's part, where the step still has it apart.
 
     TensorFlow's graph adds the two up at the end; what it adds is there to read, exact
-    and at no cost. Elsewhere, and where it cannot be told which part is which, ``None``.
+    and at no cost. Elsewhere, and where it cannot be told which is which, ``None``.
 
     Args:
         gradient: The gradient of one weight.
@@ -461,7 +462,8 @@ def loss_gradients(
         values = [v.value for v in variables]
         return list(torch.autograd.grad(loss(), values, allow_unused=True))
     if _BACKEND == "jax":
-        return _jax_gradients(model, loss)([v.value for v in variables], [])
+        values = [v.value for v in variables]
+        return list(_jax_gradients(model, loss)(values, []))
     raise NotImplementedError(
         f"Keras runs on {_BACKEND!r}: expected tensorflow, jax or torch, the backends "
         "that can train."
@@ -484,21 +486,22 @@ def gradient_function(
         return lambda *arguments: loss_gradients(model, lambda: loss(*arguments))
     import jax
 
-    @jax.jit
     def gradients(values: Any, others: Any, arguments: Any) -> Any:
         at = _jax_gradients(model, lambda: loss(*arguments))
         return at(values, list(zip(model.non_trainable_variables, others, strict=True)))
 
+    compiled = jax.jit(gradients)
+
     def call(*arguments: Tensor) -> list[Tensor | None]:
         values = [v.value for v in model.trainable_variables]
         others = [v.value for v in model.non_trainable_variables]
-        return list(gradients(values, others, arguments))
+        return list(compiled(values, others, arguments))
 
     return call
 
 
 def _jax_gradients(model: keras.Model, loss: Callable[[], Tensor]) -> Any:
-    """A function of the values of the trainable variables, and of others by variable."""
+    """A function of the trainable variables' values, and of ``(variable, value)``."""
     import jax
 
     variables = model.trainable_variables

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -29,7 +29,12 @@ from keras_scaled_l2.experiments.records import (
     Trial,
 )
 from keras_scaled_l2.experiments.twin import variable_dropouts
-from keras_scaled_l2.gradients import Tensor, gradient_function, sum_of_squares, to_numpy
+from keras_scaled_l2.gradients import (
+    Tensor,
+    gradient_function,
+    sum_of_squares,
+    to_numpy,
+)
 from keras_scaled_l2.tensorboard import EventFile
 
 EVALUATION_BATCH = 1000
@@ -295,7 +300,9 @@ class Trainer:
             curves=curves,
             best_epoch=best,
             kept_epoch=kept,
-            validation=Score(losses[kept - 1], accuracies and accuracies[kept - 1]),
+            validation=Score(
+                losses[kept - 1], None if accuracies is None else accuracies[kept - 1]
+            ),
         )
 
     def _reset(
@@ -428,7 +435,8 @@ CURVES = ("data_loss", "penalty", "accuracy", "val_data_loss", "val_accuracy")
 
 def norm(x: Tensor) -> float:
     """Euclidean norm of a tensor or variable."""
-    return math.sqrt(float(to_numpy(sum_of_squares(x))))
+    # NumPy: several times as fast as an operation of its own on each weight.
+    return math.sqrt(float(np.sum(np.square(to_numpy(x), dtype=np.float64))))
 
 
 def _variable_decay(
@@ -454,8 +462,8 @@ _QUIET: dict[str, Any] = {"verbose": 0, "shuffle": False}
 
 def _passes(problem: Problem, name: str) -> Batches:
     """A part of the data in its own order, in batches as large as speed asks for."""
-    parts = (getattr(problem, f"{axis}_{name}") for axis in "xy")
-    return Batches(*parts, EVALUATION_BATCH)
+    x, y = (getattr(problem, f"{axis}_{name}") for axis in "xy")
+    return Batches(x, y, EVALUATION_BATCH)
 
 
 def _objective(problem: Problem, probabilities: bool) -> tuple[Any, Any]:
@@ -465,15 +473,32 @@ def _objective(problem: Problem, probabilities: bool) -> tuple[Any, Any]:
     if problem.task == "classes":
         return (
             keras.losses.SparseCategoricalCrossentropy(from_logits=not probabilities),
-            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+            _Accuracy(lambda outputs: ops.argmax(outputs, axis=-1)),
         )
     threshold = 0.5 if probabilities else 0.0
-
-    def hits(y_true: Tensor, y_pred: Tensor) -> Tensor:
-        labels = ops.reshape(y_true, ops.shape(y_pred))
-        return ops.equal(ops.cast(labels, "bool"), y_pred > threshold)
-
     return (
         keras.losses.BinaryCrossentropy(from_logits=not probabilities),
-        keras.metrics.MeanMetricWrapper(hits, name="accuracy"),
+        _Accuracy(lambda outputs: ops.reshape(outputs, (-1,)) > threshold),
     )
+
+
+class _Accuracy(keras.metrics.Mean):
+    """Share of right answers; Keras's own take several times the operations.
+
+    Args:
+        decide: The class of each example, from the outputs of the network.
+    """
+
+    def __init__(self, decide: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(name="accuracy")
+        self._decide = decide
+
+    def update_state(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: None = None
+    ) -> None:
+        """Counts the right answers of a batch."""
+        given = self._decide(y_pred)
+        labels = ops.cast(ops.reshape(y_true, (-1,)), given.dtype)
+        hits = ops.cast(ops.equal(labels, given), self.dtype)
+        self.total.assign_add(ops.sum(hits))
+        self.count.assign_add(ops.cast(ops.shape(hits)[0], self.dtype))
