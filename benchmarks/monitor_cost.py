@@ -4,8 +4,10 @@
 
 Bare fit, CostMonitor by epoch, every 10 steps, every step, and a hand-made second
 backward pass every step; a dense network of 35 million weights and a small
-convolutional one, batch 128, interleaved, on each backend. Leave the machine alone
-meanwhile.
+convolutional one, batch 128, interleaved, on each backend. "by neighbours" measures
+every second step of one fit and compares each with the next one, which the drift of a
+machine from one fit to another does not touch; not on JAX, whose steps end later than
+their calls. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from typing import Any
 
 import measure
@@ -105,7 +108,39 @@ def _jax_norms(model: Any, loss: Any) -> Any:
     return lambda: squares([v.value for v in model.trainable_variables])
 
 
+def by_neighbours(model: Any, x: Any, y: Any, folder: str) -> dict[str, float]:
+    """What a measured step takes more than the one after it, as a share of that."""
+    import keras
+    import numpy as np
+
+    from keras_scaled_l2 import CostMonitor
+
+    seconds: list[float] = []
+
+    class Clock(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            self.start = time.perf_counter()
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            seconds.append(time.perf_counter() - self.start)
+
+    model.fit(
+        x,
+        y,
+        batch_size=128,
+        epochs=4,
+        shuffle=False,
+        verbose=0,
+        callbacks=[CostMonitor(folder, update_freq=2), Clock()],
+    )
+    # Both kinds of steps are compiled in the first epoch.
+    pairs = np.reshape(seconds[len(x) // 128 :], (-1, 2))
+    low, middle, high = np.quantile(pairs[:, 0] / pairs[:, 1] - 1, (0.25, 0.5, 0.75))
+    return {"median": middle, "min": low, "max": high}
+
+
 def run(network: str, xla: bool, rounds: int, steps: int) -> dict[str, Any]:
+    import keras
     import numpy as np
 
     from keras_scaled_l2 import CostMonitor
@@ -143,11 +178,15 @@ def run(network: str, xla: bool, rounds: int, steps: int) -> dict[str, Any]:
         turn = number % len(variants)
         for variant in variants[turn:] + variants[:turn]:
             times[variant].append(once(variant))
+    adds = {v: measure.added(times, v, "bare") for v in variants[1:]}
+    if keras.backend.backend() != "jax":
+        folder = f"{kept.name}/neighbours"
+        adds["by neighbours"] = by_neighbours(build(network, xla), x, y, folder)
     return {
         "seconds_per_step": {
             v: measure.spread([t / steps for t in times[v]]) for v in variants
         },
-        "adds": {v: measure.added(times, v, "bare") for v in variants[1:]},
+        "adds": adds,
     }
 
 

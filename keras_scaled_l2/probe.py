@@ -84,10 +84,11 @@ def remove_stale_probe(model: keras.Model, fit: object) -> None:
 class GradientProbe:
     """Measures those steps of a model that somebody watches; see ``probe_gradients``.
 
-    For each trainable weight a measured step also computes the squared norms of
-    ``g - 2 c w`` and of ``w``. The data gradient is subtracted element by element, so
-    its norm keeps its digits until it is as small as the rounding of ``g`` itself:
-    the relative error is about ``1e-7 * norm(2 c w) / norm(g - 2 c w)``.
+    For each trainable weight a measured step also computes the squared norms of the
+    data gradient ``g - 2 c w`` and of ``w``. TensorFlow's graph has the data gradient
+    by itself. Elsewhere it is subtracted element by element, so its norm keeps its
+    digits until it is as small as the rounding of ``g`` itself: the relative error is
+    about ``1e-7 * norm(2 c w) / norm(g - 2 c w)``.
 
     The gradient is the step's: of one batch, before clipping and accumulation, the
     loss scale divided out, summed over replicas. Weights under a penalty that is not

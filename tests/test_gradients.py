@@ -7,6 +7,10 @@ from autodiff import compiled, numpy64, value_and_gradient
 from keras import ops
 
 from keras_scaled_l2.gradients import (
+    data_summand,
+    gradient_function,
+    loss_gradients,
+    penalty_scope,
     squared_norms,
     sum_of_squares,
     to_numpy,
@@ -145,3 +149,72 @@ def test_value_of_a_tensor_a_variable_and_a_number_is_read():
     np.testing.assert_array_equal(to_numpy(keras.Variable([1.0, 2.0])), [1.0, 2.0])
     assert to_numpy(ops.array(3.0)) == 3.0
     assert to_numpy(0.5) == 0.5
+
+
+def trained_with(penalty, uses=1):
+    """Data gradient, whole gradient and what is read of it, in a compiled step."""
+    import tensorflow as tf
+
+    w = tf.Variable([[1.0, -2.0], [3.0, 0.5]])
+    x = tf.constant([[0.3, -0.7], [1.1, 0.2]])
+    read = []
+
+    @tf.function
+    def step():
+        with tf.GradientTape(persistent=True) as tape:
+            with penalty_scope():
+                added = penalty(w)
+            data = tf.reduce_sum(tf.square(sum(x @ w for _ in range(uses))))
+            total = data + added
+        found = data_summand(tape.gradient(total, w))
+        read.append(found is not None)
+        return tape.gradient(data, w), tf.zeros(()) if found is None else found
+
+    return read, *(value.numpy() for value in step())
+
+
+if keras.config.backend() == "tensorflow":
+
+    @pytest.mark.parametrize("uses", [1, 3])
+    @pytest.mark.parametrize(
+        "penalty", [lambda w: 1e9 * sum_of_squares(w), keras.regularizers.L2(1e9)]
+    )
+    def test_data_gradient_is_read_beside_a_penalty_that_drowns_it(penalty, uses):
+        read, data, found = trained_with(penalty, uses)
+        assert read == [True]
+        assert found == pytest.approx(data, rel=1e-6)
+
+    def test_gradient_of_one_part_is_not_taken_apart():
+        read, *_ = trained_with(lambda w: 0.0)
+        assert read == [False]
+
+    def test_eager_gradient_is_not_taken_apart():
+        assert data_summand(ops.ones((2,))) is None
+
+else:
+
+    def test_only_the_graph_of_tensorflow_has_gradients_apart():
+        with penalty_scope():
+            assert data_summand(ops.ones((2,))) is None
+
+
+def test_compiled_gradients_follow_weights_statistics_and_data():
+    layers = [keras.layers.BatchNormalization(), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+
+    def loss(x):
+        return ops.mean(ops.square(model(x, training=False)))
+
+    compiled_gradients = gradient_function(model, loss)
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        x = ops.convert_to_tensor(rng.normal(size=(4, 3)).astype("float32"))
+        for variable in model.variables:
+            if variable.shape:
+                values = rng.uniform(0.5, 1.5, size=variable.shape)
+                variable.assign(values.astype(variable.dtype))
+        found = compiled_gradients(x)
+        expected = loss_gradients(model, lambda x=x: loss(x))
+        assert len(found) == len(model.trainable_variables)
+        for a, b in zip(found, expected, strict=True):
+            assert to_numpy(a) == pytest.approx(to_numpy(b), rel=1e-5)
