@@ -185,7 +185,7 @@ class Trainer:
                 and go back to the best; ``None`` trains all epochs and keeps the last.
             log_dir: Where event files for TensorBoard go.
             hparams: What TensorBoard's table of runs says of this one.
-            callbacks: More callbacks for ``fit``.
+            callbacks: More callbacks for ``fit``; they hear of epochs alone.
         """
         self._reset(initial, coefficients, setting, seed)
         start = self._cost(problem)
@@ -275,7 +275,14 @@ class Trainer:
                 batches,
                 epochs=epochs,
                 validation_data=_passes(problem, "validation"),
-                callbacks=[*own, *callbacks],
+                callbacks=_EpochCallbacks(
+                    [*own, *callbacks],
+                    add_history=True,
+                    model=self.model,
+                    epochs=epochs,
+                    steps=batches.num_batches,
+                    verbose=0,
+                ),
                 **_QUIET,
             ).history
         except BaseException:
@@ -404,6 +411,26 @@ class _Monitor(CostMonitor):
         if self._hparams is not None:
             file.hparams(self._hparams, TEST_TAGS)
         super().describe_layout(file)
+
+
+class _EpochCallbacks(keras.callbacks.CallbackList):
+    """Callbacks that hear of epochs alone.
+
+    Keras turns the logs of each batch into numbers, which waits for the step, whether
+    a callback looks at them or not.
+    """
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Nothing."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Nothing."""
+
+    def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Nothing."""
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Nothing."""
 
 
 TEST_TAGS = ("test/data_loss", "test/accuracy", "test/calibration_error")
