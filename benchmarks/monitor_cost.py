@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--networks", default="dense,conv")
+    parser.add_argument("--backends", default="tensorflow,jax,torch")
     parser.add_argument("--output", default="runs/benchmarks/monitor_cost.json")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -209,6 +210,8 @@ def main() -> None:
         results[network] = {}
         print(f"\n{network}, batch 128, Adam: added to a step")
         for backend, xla in measure.SETTINGS:
+            if backend not in arguments.backends.split(","):
+                continue
             name = f"{backend}{' XLA' if xla else ''}"
             mode = "xla" if xla else "plain"
             found = measure.child(
