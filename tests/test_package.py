@@ -32,6 +32,11 @@ PRIVATE = {
         "keras.src.trainers.compile_utils",
         "keras.src.trainers.compile_utils.MetricsList",
     },
+    # fit() takes only its instances as they are.
+    "experiments.batches": {
+        "keras.src.trainers.data_adapters.data_adapter",
+        "keras.src.trainers.data_adapters.data_adapter.DataAdapter",
+    },
 }
 # The commands stand above both halves.
 COMMANDS = {"cli", "cli_numbers", "__main__"}
