@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
-# (backend, compiled by XLA): TensorFlow's default on CPU is XLA as well.
+# (backend, compiled by XLA); Keras leaves it off on TensorFlow without a GPU.
 SETTINGS = [
     ("tensorflow", False),
     ("tensorflow", True),

@@ -193,7 +193,7 @@ def run(network: str, xla: bool, rounds: int, steps: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=20, help="an even number")
     parser.add_argument("--networks", default="dense,conv")
     parser.add_argument("--backends", default="tensorflow,jax,torch")
     parser.add_argument("--output", default="runs/benchmarks/monitor_cost.json")

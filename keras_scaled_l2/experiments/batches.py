@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-# Private, but made to be passed to fit() in place of the data, since Keras 3.4.
+# Private, but fit() takes its instances in place of the data: "a custom data adapter".
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 
@@ -85,7 +85,6 @@ class DrawOrder(keras.callbacks.Callback):
         super().__init__()
         self._batches = batches
         self._seed = seed
-        batches.draw(seed, 0)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Draws the order of this epoch."""

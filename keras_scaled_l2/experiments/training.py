@@ -152,7 +152,7 @@ class Trainer:
         batches = Batches(
             problem.x_train[:size], problem.y_train[:size], self.batch_size
         )
-        validation = _passes(problem, "validation")
+        validation = _part(problem, "validation")
         self.model.fit(batches, validation_data=validation, **_QUIET)
         self._evaluate(problem, "train")
         self._test_score(problem)
@@ -274,7 +274,7 @@ class Trainer:
             history = self.model.fit(
                 batches,
                 epochs=epochs,
-                validation_data=_passes(problem, "validation"),
+                validation_data=_part(problem, "validation"),
                 callbacks=_EpochCallbacks(
                     [*own, *callbacks],
                     add_history=True,
@@ -303,7 +303,7 @@ class Trainer:
         accuracies = curves.get("val_accuracy")
         return _Fitted(
             seconds=seconds,
-            steps=len(losses) * math.ceil(len(problem.x_train) / self.batch_size),
+            steps=len(losses) * batches.num_batches,
             curves=curves,
             best_epoch=best,
             kept_epoch=kept,
@@ -361,7 +361,7 @@ class Trainer:
         self, problem: Problem, coefficients: Mapping[str, float]
     ) -> dict[str, float]:
         """Penalty's gradient over data gradient of each penalised weight."""
-        batch = next(iter(_passes(problem, "train")))
+        batch = next(iter(_part(problem, "train")))
         found = self._gradients(*map(ops.convert_to_tensor, batch))
         variables = self._network.trainable_variables
         by_id = {id(v): g for v, g in zip(variables, found, strict=True)}
@@ -376,19 +376,16 @@ class Trainer:
 
     def _evaluate(self, problem: Problem, name: str) -> dict[str, float]:
         found: dict[str, float] = self.model.evaluate(
-            _passes(problem, name), verbose=0, return_dict=True
+            _part(problem, name), verbose=0, return_dict=True
         )
         return {key: float(value) for key, value in found.items()}
 
-    def _score(self, problem: Problem, name: str) -> Score:
-        found = self._evaluate(problem, name)
-        return Score(found["data_loss"], found.get("accuracy"))
-
     def _test_score(self, problem: Problem) -> Score:
-        score = self._score(problem, "test")
+        found = self._evaluate(problem, "test")
+        score = Score(found["data_loss"], found.get("accuracy"))
         if problem.task == "regression":
             return score
-        outputs = self.model.predict(_passes(problem, "test"), verbose=0)
+        outputs = self.model.predict(_part(problem, "test"), verbose=0)
         error = calibration_error(
             np.asarray(outputs), problem.y_test, probabilities=self._probabilities
         )
@@ -487,7 +484,7 @@ def _variable_decay(
 _QUIET: dict[str, Any] = {"verbose": 0, "shuffle": False}
 
 
-def _passes(problem: Problem, name: str) -> Batches:
+def _part(problem: Problem, name: str) -> Batches:
     """A part of the data in its own order, in batches as large as speed asks for."""
     x, y = (getattr(problem, f"{axis}_{name}") for axis in "xy")
     return Batches(x, y, EVALUATION_BATCH)
