@@ -100,6 +100,8 @@ def test_arms_of_a_seed_start_from_the_same_weights(made):
     for index in (0, 1):
         starts = {arm.runs[index].starting_cost.data for arm in comparison.arms}
         assert len(starts) == 1
+        norms = {arm.runs[index].weight_norms["start"] for arm in comparison.arms}
+        assert len(norms) == 1
     costs = [run.starting_cost.data for run in comparison["none"].runs]
     assert costs[0] != costs[1]
 

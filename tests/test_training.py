@@ -216,6 +216,46 @@ def test_starting_cost_is_data_and_penalty_computed_by_hand():
     assert cost.total == pytest.approx(data + penalty, rel=1e-5)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_start_is_the_same_before_and_after_any_arm(dropout):
+    problem = make_problem()
+    trainer = shared_trainer(dropout=dropout)
+    weights = start(problem)
+    found = trainer.start(problem, weights)
+    options = {"setting": Setting(dropout=dropout), "seed": 1, "epochs": 2}
+    penalties = dict.fromkeys(kernels(trainer), 0.3)
+    given = trainer.run(problem, weights, penalties, start=found, **options)
+    assert trainer.start(problem, weights) == found
+    assert trainer.start(problem, start(problem, 1)) != found
+    alone = trainer.run(problem, weights, penalties, **options)
+    assert numbers(given) == numbers(alone)
+    assert given.gradient_ratios == alone.gradient_ratios
+    assert set(given.gradient_ratios) == {"start", "end"}
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="where steps are traced, one serves all"
+)
+def test_on_torch_an_arm_without_a_penalty_computes_none(monkeypatch):
+    called = []
+    real = training.VariableL2.__call__
+
+    def spy(self, x):
+        called.append(self)
+        return real(self, x)
+
+    monkeypatch.setattr(training.VariableL2, "__call__", spy)
+    problem = make_problem()
+    trainer = make_trainer(problem)
+    path = kernels(trainer)
+    trainer.run(problem, start(problem), {path[1]: 0.0}, seed=0, epochs=1)
+    assert not called
+    trainer.run(problem, start(problem), {path[0]: 0.1}, seed=0, epochs=1)
+    assert len(set(called)) == 1
+    trainer.run(problem, start(problem), dict.fromkeys(path, 0.1), seed=0, epochs=1)
+    assert len(set(called)) == 2
+
+
 def test_strength_zero_equals_no_penalty_exactly():
     problem = make_problem()
     trainer = shared_trainer()

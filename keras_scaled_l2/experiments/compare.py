@@ -46,7 +46,7 @@ from keras_scaled_l2.experiments.records import (
     write_text,
 )
 from keras_scaled_l2.experiments.storage import Store
-from keras_scaled_l2.experiments.training import Trainer
+from keras_scaled_l2.experiments.training import Start, Trainer
 from keras_scaled_l2.experiments.twin import VariableDropout, derive, matching_weights
 
 TRIAL_SEED = 2**20
@@ -147,6 +147,40 @@ class _Job:
         return name if self.trial is None else f"{name}-trial-{self.trial}"
 
 
+class _Shared:
+    """What the arms of a seed share, made when it is first asked for.
+
+    Args:
+        plan: The plan.
+        seed: The seed.
+    """
+
+    def __init__(self, plan: Plan, seed: int) -> None:
+        self._plan = plan
+        self._seed = seed
+        self._initial: dict[int, list[np.ndarray]] = {}
+        self._starts: dict[Trainer, Start] = {}
+
+    @functools.cached_property
+    def data(self) -> Problem:
+        """The problem as this seed splits it."""
+        return self._plan.data(self._seed)
+
+    def initial(self, seed: int) -> list[np.ndarray]:
+        """Initial weights, drawn from a seed of their own: trials have another."""
+        if seed not in self._initial:
+            drawn = initial_weights(self._plan.architecture.build(seed))
+            self._initial[seed] = drawn
+        return self._initial[seed]
+
+    def start(self, trainer: Trainer) -> Start:
+        """What a trainer finds before the first step."""
+        if trainer not in self._starts:
+            found = trainer.start(self.data, self.initial(self._seed))
+            self._starts[trainer] = found
+        return self._starts[trainer]
+
+
 class Experiment:
     """A plan with its network built: what is left can only train.
 
@@ -232,10 +266,7 @@ class Experiment:
         return self.result()
 
     def _run_seed(self, seed: int, progress: Progress) -> None:
-        data = functools.cache(lambda: self.plan.data(seed))
-        start = functools.cache(
-            lambda s: initial_weights(self.plan.architecture.build(s))
-        )
+        shared = _Shared(self.plan, seed)
         for arm in self._arms:
             trials = []
             for number in range(len(arm.grid)):
@@ -244,7 +275,7 @@ class Experiment:
                 if found is None:
                     self._check_interrupt()
                     progress.begin(arm.name, seed, number)
-                    trial = self._try(job, data(), start(_trial_seed(seed)), progress)
+                    trial = self._try(job, shared, progress)
                     found = self._save(job, dataclasses.asdict(trial))
                 trials.append(Trial.from_dict(found))
                 progress.tried(arm.name, seed, number, trials[-1])
@@ -253,7 +284,7 @@ class Experiment:
             if found is None:
                 self._check_interrupt()
                 progress.begin(arm.name, seed)
-                run = self._run(job, _best(arm, trials), data(), start(seed), progress)
+                run = self._run(job, _best(arm, trials), shared, progress)
                 run = dataclasses.replace(run, trials=tuple(trials))
                 found = self._save(job, run.to_dict())
             record = RunRecord.from_dict(found)
@@ -262,40 +293,30 @@ class Experiment:
             self._write_json()
 
     def _run(
-        self,
-        job: _Job,
-        setting: Setting,
-        data: Problem,
-        initial: Sequence[np.ndarray],
-        progress: Progress,
+        self, job: _Job, setting: Setting, shared: _Shared, progress: Progress
     ) -> RunRecord:
-        folder = self._events(job)
-        record = self._trainer(job.arm, progress).run(
-            data,
-            initial,
-            self._coefficients(job.arm.name, setting),
+        found = self._coefficients(job.arm.name, setting)
+        trainer = self._trainer(job.arm, progress)
+        return trainer.run(
+            shared.data,
+            shared.initial(job.seed),
+            found,
             seed=job.seed,
             epochs=self.plan.epochs,
             setting=setting,
+            start=shared.start(trainer),
             patience=self.plan.patience,
-            log_dir=folder,
-            hparams=_hparams(job, setting, self._coefficients(job.arm.name, setting)),
+            log_dir=self._events(job),
+            hparams=_hparams(job, setting, found),
             callbacks=[_Report(progress, self._check_interrupt)],
         )
-        return record
 
-    def _try(
-        self,
-        job: _Job,
-        data: Problem,
-        initial: Sequence[np.ndarray],
-        progress: Progress,
-    ) -> Trial:
+    def _try(self, job: _Job, shared: _Shared, progress: Progress) -> Trial:
         assert job.trial is not None
         setting = job.arm.grid[job.trial]
         return self._trainer(job.arm, progress).trial(
-            data,
-            initial,
+            shared.data,
+            shared.initial(_trial_seed(job.seed)),
             self._coefficients(job.arm.name, setting),
             seed=_trial_seed(job.seed),
             epochs=self.plan.epochs,

@@ -513,7 +513,8 @@ def _style() -> Any:
 def _figure(height: float) -> Figure:
     """A figure that pyplot does not know of, so that nobody has to close it."""
     module = require("matplotlib.figure", "drawing figures")
-    figure: Figure = module.Figure(figsize=(WIDTH, height), layout="constrained")
+    size = (WIDTH, height)
+    figure: Figure = module.Figure(figsize=size, dpi=DPI, layout="constrained")
     return figure
 
 
@@ -527,7 +528,7 @@ def _handle(of: Look | str, *, hollow: bool = False, **options: Any) -> Any:
 
 
 def _finish(figure: Figure, handles: Sequence[Any], notes: Iterable[str]) -> None:
-    """Legend above the panels and notes below, where they cover nothing."""
+    """Legend above the panels, notes below, and room for all that is drawn."""
     longest = max(len(part) for h in handles for part in h.get_label().split("\n"))
     columns = max(1, min(len(handles), 100 // (longest + 7)))
     figure.legend(handles=handles, loc="outside upper left", ncols=columns)
@@ -535,6 +536,10 @@ def _finish(figure: Figure, handles: Sequence[Any], notes: Iterable[str]) -> Non
     figure.set_figheight(figure.get_figheight() + 0.2 * lines)
     text = textwrap.fill(" ".join(notes), 115)
     figure.supxlabel(text, x=0.01, horizontalalignment="left", fontsize=9)
+    # Laid out here, once: each file of a figure would do it again, twice.
+    layout: Any = figure.get_layout_engine()
+    layout.execute(figure)
+    figure.set_layout_engine(None)
 
 
 def _drawn(lines: Iterable[Any], axis: str) -> list[float]:

@@ -8,14 +8,14 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_scaled_l2.callbacks import CostMonitor
-from keras_scaled_l2.costs import split_cost
+from keras_scaled_l2.costs import penalty_of, split_cost
 from keras_scaled_l2.experiments.architectures import gives_probabilities
 from keras_scaled_l2.experiments.batches import Batches, DrawOrder
 from keras_scaled_l2.experiments.calibration import calibration_error
@@ -83,6 +83,16 @@ class _Trainee(keras.Model):
         return self.network(inputs, training=training)
 
 
+class Start(NamedTuple):
+    """What no arm changes of the first step: dropout is off, penalties left out."""
+
+    data_loss: float
+    """Of the whole training set."""
+
+    gradients: dict[str, float]
+    """Path of each weight to penalise -> norm of its data gradient."""
+
+
 class Trainer:
     """One network, compiled once, that serves every arm, strength and seed.
 
@@ -116,8 +126,11 @@ class Trainer:
         self._decay = _variable_decay(optimizer, network, penalties) if decays else None
         self.model = _Trainee(network, list(penalties))
         self.model.build((None, *problem.x_train.shape[1:]))
+        self._regularizers = {
+            path: VariableL2(c) for path, c in self.model.coefficients.items()
+        }
         for path, variable in penalties.items():
-            variable.regularizer = VariableL2(self.model.coefficients[path])
+            variable.regularizer = self._regularizers[path]
         self._probabilities = gives_probabilities(network)
         self._loss, accuracy = _objective(problem, self._probabilities)
         self.model.compile(
@@ -156,7 +169,13 @@ class Trainer:
         self.model.fit(batches, validation_data=validation, **_QUIET)
         self._evaluate(problem, "train")
         self._test_score(problem)
-        self._gradient_ratios(problem, {})
+        self._gradient_norms(problem)
+
+    def start(self, problem: Problem, initial: Sequence[np.ndarray]) -> Start:
+        """What all arms of a seed have in common: to be computed once for them."""
+        self._reset(initial, {}, PLAIN, 0)
+        data_loss = self._evaluate(problem, "train")["data_loss"]
+        return Start(data_loss, self._gradient_norms(problem))
 
     def run(
         self,
@@ -167,6 +186,7 @@ class Trainer:
         seed: int,
         epochs: int,
         setting: Setting = PLAIN,
+        start: Start | None = None,
         patience: int | None = None,
         log_dir: str | os.PathLike[str] | None = None,
         hparams: Mapping[str, float | str] | None = None,
@@ -181,15 +201,18 @@ class Trainer:
             seed: Seed of batch order and dropout masks.
             epochs: Passes over the training data, at most.
             setting: Gives dropout rate and weight decay; its rule is only recorded.
+            start: What ``start`` gave for these weights; computed if it is left out.
             patience: Epochs without a lower validation data loss after which to stop
                 and go back to the best; ``None`` trains all epochs and keeps the last.
             log_dir: Where event files for TensorBoard go.
             hparams: What TensorBoard's table of runs says of this one.
             callbacks: More callbacks for ``fit``; they hear of epochs alone.
         """
+        if start is None:
+            start = self.start(problem, initial)
         self._reset(initial, coefficients, setting, seed)
-        start = self._cost(problem)
-        ratios = {"start": self._gradient_ratios(problem, coefficients)}
+        data, penalty = start.data_loss, penalty_of(self.model)
+        ratios = {"start": self._ratios(start.gradients, coefficients)}
         norms = {"start": self._weight_norm()}
         fitted = self._fit(
             problem,
@@ -201,14 +224,15 @@ class Trainer:
             monitor=_Monitor(log_dir, hparams),
         )
         end = self._evaluate(problem, "train")
-        ratios["end"] = self._gradient_ratios(problem, coefficients)
+        if coefficients:
+            ratios["end"] = self._ratios(self._gradient_norms(problem), coefficients)
         norms["end"] = self._weight_norm()
         test = self._test_score(problem)
         if log_dir is not None:
             _write_test(log_dir, test, fitted.steps)
         return RunRecord(
             seed=seed,
-            starting_cost=start,
+            starting_cost=Cost(data + penalty, data, penalty),
             train=Score(end["data_loss"], end.get("accuracy")),
             validation=fitted.validation,
             test=test,
@@ -336,7 +360,12 @@ class Trainer:
         ):
             variable.assign(value)
         for path, variable in self.model.coefficients.items():
-            variable.assign(coefficients.get(path, 0.0))
+            c = coefficients.get(path, 0.0)
+            variable.assign(c)
+            # There each step runs as Python: an arm without a penalty need not pay.
+            if keras.backend.backend() == "torch":
+                penalised = self._penalties[path]
+                penalised.regularizer = self._regularizers[path] if c else None
         for variable in self._rates:
             variable.assign(setting.dropout)
         if self._decay is not None:
@@ -349,28 +378,26 @@ class Trainer:
         for variable, value in zip(self._dropout_seeds, drawn, strict=True):
             variable.assign(np.array([int(value) % 2**31, 0]))
 
-    def _cost(self, problem: Problem) -> Cost:
-        found = self._evaluate(problem, "train")
-        return Cost(found["loss"], found["data_loss"], found["penalty"])
-
     def _weight_norm(self) -> float:
         """Norm of all weights to penalise, taken together."""
         return math.hypot(*(norm(v) for v in self._penalties.values()))
 
-    def _gradient_ratios(
-        self, problem: Problem, coefficients: Mapping[str, float]
-    ) -> dict[str, float]:
-        """Penalty's gradient over data gradient of each penalised weight."""
+    def _gradient_norms(self, problem: Problem) -> dict[str, float]:
+        """Norm of the data gradient of each penalised weight, on one batch."""
         batch = next(iter(_part(problem, "train")))
         found = self._gradients(*map(ops.convert_to_tensor, batch))
         variables = self._network.trainable_variables
         by_id = {id(v): g for v, g in zip(variables, found, strict=True)}
+        gradients = {path: by_id[id(v)] for path, v in self._penalties.items()}
+        return {p: 0.0 if g is None else norm(g) for p, g in gradients.items()}
+
+    def _ratios(
+        self, gradients: Mapping[str, float], coefficients: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Norm of the penalty's gradient over that of the data gradient, by weight."""
         ratios = {}
         for path, c in coefficients.items():
-            variable = self._penalties[path]
-            gradient = by_id[id(variable)]
-            data = 0.0 if gradient is None else norm(gradient)
-            pull = 2.0 * c * norm(variable)
+            pull, data = 2.0 * c * norm(self._penalties[path]), gradients[path]
             ratios[path] = pull / data if data else (math.inf if pull else 0.0)
         return ratios
 
