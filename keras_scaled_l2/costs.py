@@ -195,6 +195,8 @@ def split_loss(
 
 
 def _sum(values: list[Tensor]) -> Tensor:
+    if len(values) == 1:  # often the data cost: torch computes each operation
+        return values[0]
     return ops.sum(ops.stack(values)) if values else ops.zeros((), dtype=floatx())
 
 

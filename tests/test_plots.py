@@ -183,6 +183,31 @@ def test_cost_split_is_logarithmic_when_parts_are_far_apart():
     assert plots.cost_split(six_arms(2)).axes[0].get_yscale() == "linear"
 
 
+def test_every_tick_of_a_log_axis_has_a_number():
+    small = made_arm("small", [made_run(0, penalty=1e-4)], penalty=1e-4)
+    large = made_arm("large", [made_run(0, penalty=50.0)], penalty=50.0)
+    axis = plots.cost_split(made_comparison(small, large)).axes[0].yaxis
+    assert len(axis.get_majorticklocs()) > 2
+    assert len(axis.get_minorticklocs()) == 0
+
+
+@pytest.mark.parametrize("draw", [plots.learning_curves, plots.cost_split])
+def test_epochs_at_the_ticks_are_whole_numbers(draw):
+    arm = made_arm("long", [made_run(0, epochs=12)])
+    for axes in draw(made_comparison(arm)).axes:
+        assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
+def test_figure_is_laid_out_once_and_files_do_not_move_it():
+    figure = plots.cost_split(six_arms(2))
+    places = [axes.get_position().bounds for axes in figure.axes]
+    # Beside the labels of the panel, not where matplotlib begins.
+    assert places[0][0] != pytest.approx(0.125)
+    for kind in ("png", "svg"):
+        plots.render(figure, kind)
+        assert [axes.get_position().bounds for axes in figure.axes] == places
+
+
 def test_gradient_ratios_are_medians_at_start_and_end():
     ratios = [1.0, 5.0, 100.0]
     runs = [

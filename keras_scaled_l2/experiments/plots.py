@@ -238,6 +238,7 @@ def cost_split(comparison: Comparison) -> Figure | None:
         panels = list(grid.flat)
         for axes, look in zip(panels, arms, strict=False):
             _draw_costs(axes, look)
+        panels[0].xaxis.get_major_locator().set_params(integer=True)
         for axes in panels[len(arms) :]:
             axes.set_visible(False)
         for axes in panels[max(0, len(arms) - columns) : len(arms)]:
@@ -555,7 +556,7 @@ def _log_if_wide(axes: Any, axis: str, values: Iterable[float]) -> None:
 
 
 def _log(axes: Any, axis: str, values: Iterable[float]) -> None:
-    """A logarithmic ``"x"`` or ``"y"`` axis with plain numbers at its ticks."""
+    """A logarithmic ``"x"`` or ``"y"`` axis, each of its ticks with a plain number."""
     ticker = require("matplotlib.ticker", "drawing figures")
     positive = [value for value in values if 0 < value < math.inf]
     narrow = max(positive) / min(positive) < 100
@@ -563,7 +564,8 @@ def _log(axes: Any, axis: str, values: Iterable[float]) -> None:
     ticks = getattr(axes, f"{axis}axis")
     ticks.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if narrow else (1,)))
     ticks.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    ticks.set_minor_formatter(ticker.NullFormatter())
+    # They would take a fifth of the time of all figures.
+    ticks.set_minor_locator(ticker.NullLocator())
 
 
 def _finite(value: float | None) -> float:

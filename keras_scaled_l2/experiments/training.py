@@ -170,6 +170,7 @@ class Trainer:
         self._evaluate(problem, "train")
         self._test_score(problem)
         self._gradient_norms(problem)
+        penalty_of(self.model)
 
     def start(self, problem: Problem, initial: Sequence[np.ndarray]) -> Start:
         """What all arms of a seed have in common: to be computed once for them."""
@@ -553,3 +554,7 @@ class _Accuracy(keras.metrics.Mean):
         hits = ops.cast(ops.equal(labels, given), self.dtype)
         self.total.assign_add(ops.sum(hits))
         self.count.assign_add(ops.cast(ops.shape(hits)[0], self.dtype))
+
+    def result(self) -> Tensor:
+        """The share so far; torch asks for it after each step."""
+        return self.total / self.count

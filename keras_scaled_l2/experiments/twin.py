@@ -71,8 +71,9 @@ class VariableDropout(keras.layers.Layer):
         draws = keras.random.uniform(
             keras.ops.shape(inputs), dtype="float32", seed=self.seed_generator
         )
-        kept = inputs / keras.ops.cast(1.0 - rate, inputs.dtype)
-        return keras.ops.where(draws >= rate, kept, keras.ops.zeros_like(kept))
+        # One product to differentiate: torch works through each operation by itself.
+        kept = keras.ops.cast(draws >= rate, inputs.dtype)
+        return inputs * (kept / keras.ops.cast(1.0 - rate, inputs.dtype))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The shape of the inputs."""
