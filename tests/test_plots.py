@@ -193,8 +193,13 @@ def test_every_tick_of_a_log_axis_has_a_number():
 
 @pytest.mark.parametrize("draw", [plots.learning_curves, plots.cost_split])
 def test_epochs_at_the_ticks_are_whole_numbers(draw):
-    arm = made_arm("long", [made_run(0, epochs=12)])
-    for axes in draw(made_comparison(arm)).axes:
+    # Three epochs on one panel, and twelve on six, would have ticks at halves.
+    short, six = [made_arm("short", [made_run(0, epochs=3)])], range(6)
+    long = [made_arm(str(name), [made_run(0, epochs=12)]) for name in six]
+    panels = [
+        axes for arms in (short, long) for axes in draw(made_comparison(*arms)).axes
+    ]
+    for axes in panels:
         assert all(tick == int(tick) for tick in axes.get_xticks())
 
 
