@@ -80,17 +80,22 @@ def _make_torch_sum_of_squares() -> Callable[[Tensor], Tensor]:
     def row_sums(rows: Any) -> Any:
         return torch.linalg.vector_norm(rows, dim=-1).square().sum()
 
+    def forward(w: Any) -> Any:
+        flat = w.reshape(-1)
+        rest = flat.numel() % _ROW
+        if rest == 0:
+            return row_sums(flat.reshape(-1, _ROW))
+        whole = flat.numel() - rest
+        last = row_sums(flat[whole:].reshape(1, -1))
+        return row_sums(flat[:whole].reshape(-1, _ROW)) + last if whole else last
+
     class SumOfSquares(torch.autograd.Function):
         """Torch keeps ``w`` and writes ``w**2`` for the gradient; this does not."""
 
         @staticmethod
         def forward(ctx: Any, w: Any) -> Any:
             ctx.save_for_backward(w)
-            flat = w.reshape(-1)
-            whole = flat.numel() - flat.numel() % _ROW
-            return row_sums(flat[:whole].reshape(-1, _ROW)) + row_sums(
-                flat[whole:].reshape(1, -1)
-            )
+            return forward(w)
 
         @staticmethod
         def backward(ctx: Any, upstream: Any) -> Any:
@@ -403,14 +408,16 @@ def can_store() -> bool:
 
 def shadow(thing: Any, name: str, function: Any) -> Callable[[], None]:
     """Cover a method on one instance; the function returned uncovers it."""
-    covered = vars(thing).get(name)
-    setattr(thing, name, function)
+    # Past the __setattr__ of Keras and torch, which looks for layers and weights.
+    attributes = vars(thing)
+    covered = attributes.get(name)
+    attributes[name] = function
 
     def undo() -> None:
         if covered is None:
-            delattr(thing, name)
+            del attributes[name]
         else:
-            setattr(thing, name, covered)
+            attributes[name] = covered
 
     return undo
 

@@ -196,6 +196,34 @@ def test_run_is_what_a_plain_keras_model_with_l2_does(task):
         )
 
 
+@pytest.mark.parametrize(
+    ("loss", "labels", "outputs"),
+    [
+        (keras.losses.SparseCategoricalCrossentropy(from_logits=True), 3, (7, 3)),
+        (keras.losses.SparseCategoricalCrossentropy(from_logits=True), 3, (7, 5, 3)),
+        (keras.losses.BinaryCrossentropy(from_logits=True), 2, (7, 1)),
+        (keras.losses.MeanSquaredError(), 100, (7, 1)),
+    ],
+)
+def test_loss_averaged_at_once_is_the_loss_of_keras(loss, labels, outputs):
+    rng = np.random.default_rng(0)
+    y = keras.ops.convert_to_tensor(rng.integers(labels, size=outputs[:-1]))
+    given = keras.ops.convert_to_tensor(rng.normal(size=outputs).astype("float32"))
+    expected = float(loss(y, given))
+    assert float(training._Averaged(loss)(y, given)) == pytest.approx(expected, 1e-6)
+
+
+def test_loss_averaged_at_once_leaves_masked_steps_out():
+    x = np.ones((2, 3, 4), "float32")
+    x[0, 1:] = 0.0
+    masked = keras.layers.Masking()(x)
+    y = np.arange(24, dtype="float32").reshape(2, 3, 4)
+    loss = keras.losses.MeanSquaredError()
+    averaged = float(training._Averaged(loss)(y, masked))
+    assert averaged == pytest.approx(float(loss(y, masked)), 1e-6)
+    assert averaged != pytest.approx(np.mean((y - x) ** 2), 1e-3)
+
+
 def test_starting_cost_is_data_and_penalty_computed_by_hand():
     problem = make_problem()
     trainer = shared_trainer()

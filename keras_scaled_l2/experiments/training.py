@@ -38,6 +38,8 @@ from keras_scaled_l2.gradients import (
 from keras_scaled_l2.tensorboard import EventFile
 
 EVALUATION_BATCH = 1000
+# There each step runs as Python, operation by operation.
+_EAGER = keras.backend.backend() == "torch"
 
 
 class VariableL2(keras.Regularizer):
@@ -57,7 +59,7 @@ class VariableL2(keras.Regularizer):
     def __call__(self, x: Tensor) -> Tensor:
         """The penalty of a weight tensor, a scalar of Keras's float type."""
         total = sum_of_squares(x)
-        c = ops.cast(ops.convert_to_tensor(self.coefficient), total.dtype)
+        c = ops.cast(self.coefficient.value, total.dtype)
         return ops.cast(c * total, keras.config.floatx())
 
 
@@ -71,6 +73,7 @@ class _Trainee(keras.Model):
     def __init__(self, network: keras.Model, paths: Sequence[str]) -> None:
         super().__init__(name="trainee")
         self.network = network
+        self._names: dict[str, None] | None = None
         self.coefficients = {
             path: self.add_weight(
                 shape=(), dtype="float32", initializer="zeros", trainable=False,
@@ -81,6 +84,22 @@ class _Trainee(keras.Model):
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         return self.network(inputs, training=training)
+
+    def compute_metrics(
+        self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: None = None
+    ) -> dict[str, Any]:
+        """Updates the metrics; on torch, asks for their values once a pass."""
+        if not _EAGER:
+            results: dict[str, Any] = super().compute_metrics(
+                x, y, y_pred, sample_weight
+            )
+            return results
+        if self._compile_metrics is not None:
+            self._compile_metrics.update_state(y, y_pred, sample_weight)
+        # Keras reads only the names here, and asks all metrics when the pass ends.
+        if self._names is None:
+            self._names = dict.fromkeys(self.get_metrics_result())
+        return dict(self._names)
 
 
 class Start(NamedTuple):
@@ -133,6 +152,8 @@ class Trainer:
             variable.regularizer = self._regularizers[path]
         self._probabilities = gives_probabilities(network)
         self._loss, accuracy = _objective(problem, self._probabilities)
+        if _EAGER:
+            self._loss = _Averaged(self._loss)
         self.model.compile(
             optimizer=optimizer,
             loss=self._loss,
@@ -363,8 +384,7 @@ class Trainer:
         for path, variable in self.model.coefficients.items():
             c = coefficients.get(path, 0.0)
             variable.assign(c)
-            # There each step runs as Python: an arm without a penalty need not pay.
-            if keras.backend.backend() == "torch":
+            if _EAGER:  # an arm without a penalty need not pay
                 penalised = self._penalties[path]
                 penalised.regularizer = self._regularizers[path] if c else None
         for variable in self._rates:
@@ -534,6 +554,22 @@ def _objective(problem: Problem, probabilities: bool) -> tuple[Any, Any]:
     )
 
 
+class _Averaged(keras.losses.Loss):
+    """A loss by example, averaged in one operation; Keras counts examples in six."""
+
+    def __init__(self, loss: keras.losses.Loss) -> None:
+        super().__init__(name=loss.name)
+        self._loss = loss
+
+    def __call__(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: None = None
+    ) -> Tensor:
+        """The mean over a batch."""
+        if getattr(y_pred, "_keras_mask", None) is not None:
+            return self._loss(y_true, y_pred)
+        return ops.mean(self._loss.call(y_true, ops.cast(y_pred, self.dtype)))
+
+
 class _Accuracy(keras.metrics.Mean):
     """Share of right answers; Keras's own take several times the operations.
 
@@ -551,10 +587,5 @@ class _Accuracy(keras.metrics.Mean):
         """Counts the right answers of a batch."""
         given = self._decide(y_pred)
         labels = ops.cast(ops.reshape(y_true, (-1,)), given.dtype)
-        hits = ops.cast(ops.equal(labels, given), self.dtype)
-        self.total.assign_add(ops.sum(hits))
-        self.count.assign_add(ops.cast(ops.shape(hits)[0], self.dtype))
-
-    def result(self) -> Tensor:
-        """The share so far; torch asks for it after each step."""
-        return self.total / self.count
+        self.total.assign_add(ops.sum(ops.cast(labels == given, self.dtype)))
+        self.count.assign_add(ops.shape(given)[0])
