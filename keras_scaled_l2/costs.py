@@ -174,7 +174,8 @@ def split_loss(
     with penalty_scope():
         # Computed when they are asked for: only the weights' penalties.
         losses = list(model.losses)
-    # Keras appends the weights' penalties, in order, after all other losses.
+    # Keras appends the weights' penalties, in order, after all other losses. Counted
+    # as Keras does: penalised_weights walks the layers, which torch would do each step.
     penalised = [v for v in model.trainable_weights if v.regularizer is not None]
     first = len(losses) - len(penalised)
     compiled: list[Tensor] = []

@@ -80,7 +80,7 @@ def _make_torch_sum_of_squares() -> Callable[[Tensor], Tensor]:
     def row_sums(rows: Any) -> Any:
         return torch.linalg.vector_norm(rows, dim=-1).square().sum()
 
-    def forward(w: Any) -> Any:
+    def total(w: Any) -> Any:
         flat = w.reshape(-1)
         rest = flat.numel() % _ROW
         if rest == 0:
@@ -95,7 +95,7 @@ def _make_torch_sum_of_squares() -> Callable[[Tensor], Tensor]:
         @staticmethod
         def forward(ctx: Any, w: Any) -> Any:
             ctx.save_for_backward(w)
-            return forward(w)
+            return total(w)
 
         @staticmethod
         def backward(ctx: Any, upstream: Any) -> Any:
