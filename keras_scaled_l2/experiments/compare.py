@@ -290,7 +290,8 @@ class Experiment:
             record = RunRecord.from_dict(found)
             self._runs[arm.name, seed] = record
             progress.finish(arm.name, record)
-            self._write_json()
+        # The runs are saved; their statistics are worth a look once all arms are there.
+        self._write_json()
 
     def _run(
         self, job: _Job, setting: Setting, shared: _Shared, progress: Progress

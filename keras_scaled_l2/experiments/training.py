@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from keras_scaled_l2.callbacks import CostMonitor
-from keras_scaled_l2.costs import penalty_of, split_cost
+from keras_scaled_l2.costs import split_cost
 from keras_scaled_l2.experiments.architectures import gives_probabilities
 from keras_scaled_l2.experiments.batches import Batches, DrawOrder
 from keras_scaled_l2.experiments.calibration import calibration_error
@@ -111,6 +111,9 @@ class Start(NamedTuple):
     gradients: dict[str, float]
     """Path of each weight to penalise -> norm of its data gradient."""
 
+    weights: dict[str, float]
+    """Path of each weight to penalise -> its norm."""
+
 
 class Trainer:
     """One network, compiled once, that serves every arm, strength and seed.
@@ -191,13 +194,12 @@ class Trainer:
         self._evaluate(problem, "train")
         self._test_score(problem)
         self._gradient_norms(problem)
-        penalty_of(self.model)
 
     def start(self, problem: Problem, initial: Sequence[np.ndarray]) -> Start:
         """What all arms of a seed have in common: to be computed once for them."""
         self._reset(initial, {}, PLAIN, 0)
         data_loss = self._evaluate(problem, "train")["data_loss"]
-        return Start(data_loss, self._gradient_norms(problem))
+        return Start(data_loss, self._gradient_norms(problem), self._weight_norms())
 
     def run(
         self,
@@ -233,9 +235,9 @@ class Trainer:
         if start is None:
             start = self.start(problem, initial)
         self._reset(initial, coefficients, setting, seed)
-        data, penalty = start.data_loss, penalty_of(self.model)
-        ratios = {"start": self._ratios(start.gradients, coefficients)}
-        norms = {"start": self._weight_norm()}
+        data = start.data_loss
+        penalty = sum(c * start.weights[path] ** 2 for path, c in coefficients.items())
+        ratios = {"start": _ratios(coefficients, start.weights, start.gradients)}
         fitted = self._fit(
             problem,
             seed=seed,
@@ -246,9 +248,10 @@ class Trainer:
             monitor=_Monitor(log_dir, hparams),
         )
         end = self._evaluate(problem, "train")
+        weights = self._weight_norms()
         if coefficients:
-            ratios["end"] = self._ratios(self._gradient_norms(problem), coefficients)
-        norms["end"] = self._weight_norm()
+            gradients = self._gradient_norms(problem)
+            ratios["end"] = _ratios(coefficients, weights, gradients)
         test = self._test_score(problem)
         if log_dir is not None:
             _write_test(log_dir, test, fitted.steps)
@@ -263,7 +266,10 @@ class Trainer:
             setting=setting,
             coefficients=dict(coefficients),
             gradient_ratios=ratios if coefficients else {},
-            weight_norms=norms,
+            weight_norms={
+                "start": math.hypot(*start.weights.values()),
+                "end": math.hypot(*weights.values()),
+            },
             best_epoch=fitted.best_epoch,
             kept_epoch=fitted.kept_epoch,
             steps=fitted.steps,
@@ -399,9 +405,9 @@ class Trainer:
         for variable, value in zip(self._dropout_seeds, drawn, strict=True):
             variable.assign(np.array([int(value) % 2**31, 0]))
 
-    def _weight_norm(self) -> float:
-        """Norm of all weights to penalise, taken together."""
-        return math.hypot(*(norm(v) for v in self._penalties.values()))
+    def _weight_norms(self) -> dict[str, float]:
+        """Norm of each weight to penalise."""
+        return {path: norm(v) for path, v in self._penalties.items()}
 
     def _gradient_norms(self, problem: Problem) -> dict[str, float]:
         """Norm of the data gradient of each penalised weight, on one batch."""
@@ -411,16 +417,6 @@ class Trainer:
         by_id = {id(v): g for v, g in zip(variables, found, strict=True)}
         gradients = {path: by_id[id(v)] for path, v in self._penalties.items()}
         return {p: 0.0 if g is None else norm(g) for p, g in gradients.items()}
-
-    def _ratios(
-        self, gradients: Mapping[str, float], coefficients: Mapping[str, float]
-    ) -> dict[str, float]:
-        """Norm of the penalty's gradient over that of the data gradient, by weight."""
-        ratios = {}
-        for path, c in coefficients.items():
-            pull, data = 2.0 * c * norm(self._penalties[path]), gradients[path]
-            ratios[path] = pull / data if data else (math.inf if pull else 0.0)
-        return ratios
 
     def _evaluate(self, problem: Problem, name: str) -> dict[str, float]:
         found: dict[str, float] = self.model.evaluate(
@@ -509,6 +505,19 @@ def norm(x: Tensor) -> float:
     """Euclidean norm of a tensor or variable."""
     # NumPy: several times as fast as an operation of its own on each weight.
     return math.sqrt(float(np.sum(np.square(to_numpy(x), dtype=np.float64))))
+
+
+def _ratios(
+    coefficients: Mapping[str, float],
+    weights: Mapping[str, float],
+    gradients: Mapping[str, float],
+) -> dict[str, float]:
+    """Norm of the penalty's gradient over that of the data gradient, by weight."""
+    ratios = {}
+    for path, c in coefficients.items():
+        pull, data = 2.0 * c * weights[path], gradients[path]
+        ratios[path] = pull / data if data else (math.inf if pull else 0.0)
+    return ratios
 
 
 def _variable_decay(
