@@ -82,6 +82,14 @@ class _Trainee(keras.Model):
             for i, path in enumerate(paths)
         }  # fmt: skip
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # On JAX Keras keeps the state here after each step, and would look through
+        # all of it for layers and weights: some percent of a step of 4 ms.
+        if name == "_jax_state":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         return self.network(inputs, training=training)
 
