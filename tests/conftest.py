@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import tempfile
 
 import pytest
 
@@ -23,6 +24,16 @@ if keras.config.backend() != WANTED:
         f"KERAS_BACKEND={WANTED}, but Keras runs on {keras.config.backend()}: "
         "something imported Keras before tests/conftest.py could choose."
     )
+
+if WANTED == "jax":
+    # Many tests compile what another one has compiled: a third of their time. Of this
+    # process alone: one that is killed by a test might leave a part of an entry.
+    import jax
+
+    _CACHE = tempfile.TemporaryDirectory(prefix="keras_scaled_l2_jax_")
+    jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # The same examples in every run, and no clock: the machine is shared.
 settings.register_profile("keras_scaled_l2", derandomize=True, deadline=None)
