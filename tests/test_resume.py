@@ -295,6 +295,20 @@ def test_model_with_dropout_of_its_own_goes_on_the_same(model, tmp_path):
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_comparison_file_is_made_once_a_seed(tmp_path, monkeypatch):
+    made = []
+    real = Comparison.to_dict
+
+    def spy(self):
+        made.append([len(arm.runs) for arm in self.arms])
+        return real(self)
+
+    monkeypatch.setattr(Comparison, "to_dict", spy)
+    small(directory=tmp_path, epochs=1)
+    assert made == [[1, 1, 1], [2, 2, 2]]
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_seeds_and_arms_may_be_added_and_left_out(finished, tmp_path):
     small(directory=tmp_path, seeds=1, arms=["l2"])
     small(directory=tmp_path, seeds=[2], arms=["none", "l2"])

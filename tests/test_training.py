@@ -348,6 +348,21 @@ def test_one_compiled_step_serves_all_strengths_and_seeds(monkeypatch):
         assert len(traces) == compiled
 
 
+def test_state_of_a_step_is_kept_as_it_is_and_not_searched_for_layers():
+    problem = make_problem()
+    trainer = shared_trainer()
+    kinds = []
+    look = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: kinds.append(
+            type(vars(trainer.model).get("_jax_state"))
+        )
+    )
+    trainer.run(problem, start(problem), {}, seed=0, epochs=2, callbacks=[look])
+    # Keras's own would be a TrackedDict. Only JAX has its state outside the model.
+    expected = dict if keras.config.backend() == "jax" else type(None)
+    assert kinds == [expected] * 2
+
+
 def test_given_initial_weights_are_not_changed():
     problem = make_problem()
     trainer = shared_trainer()
