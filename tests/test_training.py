@@ -352,8 +352,9 @@ def test_state_of_a_step_is_kept_as_it_is_and_not_searched_for_layers():
     problem = make_problem()
     trainer = shared_trainer()
     kinds = []
+    # At the end of a validation, before Keras takes the state away.
     look = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda *_: kinds.append(
+        on_test_end=lambda *_: kinds.append(
             type(vars(trainer.model).get("_jax_state"))
         )
     )
