@@ -354,9 +354,7 @@ def test_state_of_a_step_is_kept_as_it_is_and_not_searched_for_layers():
     kinds = []
     # At the end of a validation, before Keras takes the state away.
     look = keras.callbacks.LambdaCallback(
-        on_test_end=lambda *_: kinds.append(
-            type(vars(trainer.model).get("_jax_state"))
-        )
+        on_test_end=lambda *_: kinds.append(type(vars(trainer.model).get("_jax_state")))
     )
     trainer.run(problem, start(problem), {}, seed=0, epochs=2, callbacks=[look])
     # Keras's own would be a TrackedDict. Only JAX has its state outside the model.
