@@ -19,7 +19,7 @@ CONFIGURATION = "configuration.json"
 RUNS = "runs"
 _FORMAT = 1
 _TEMPORARY = re.compile(r"\..+\.(json|md|html|png|svg)\.[a-z0-9_]{8}")
-"""What ``records`` and ``plots`` call a file until it is whole."""
+"""What ``records.write_bytes`` calls a file until it is whole."""
 
 
 class Store:

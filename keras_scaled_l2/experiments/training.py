@@ -244,7 +244,9 @@ class Trainer:
             start = self.start(problem, initial)
         self._reset(initial, coefficients, setting, seed)
         data = start.data_loss
-        penalty = sum(c * start.weights[path] ** 2 for path, c in coefficients.items())
+        penalty = math.fsum(
+            c * start.weights[path] ** 2 for path, c in coefficients.items()
+        )
         ratios = {"start": _ratios(coefficients, start.weights, start.gradients)}
         fitted = self._fit(
             problem,
