@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from keras_scaled_l2.attach import Where, attach, bind, penalised
+from keras_scaled_l2.attaching import Where, attach, bind, penalized
 from keras_scaled_l2.costs import NAMES, is_split, penalty_of, split_cost
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.fitting import (
@@ -54,7 +54,7 @@ class ApplyL2(keras.callbacks.Callback):
         batch_size: Examples per step. Default: as given to ``fit``.
 
     Raises:
-        ValueError: When training starts, if nothing is penalised or a rule lacks a
+        ValueError: When training starts, if nothing is penalized or a rule lacks a
             count that ``fit`` does not tell (a generator: pass ``samples``).
 
     Example:
@@ -87,7 +87,7 @@ class ApplyL2(keras.callbacks.Callback):
         samples, batch_size = data_of_running_fit(model)
         if self.rule is not None:
             attach(model, self.rule, self.where)
-        if not penalised(model):
+        if not penalized(model):
             raise ValueError(
                 f"ApplyL2() has nothing to resolve: no trainable weight of "
                 f"{model.name!r} carries a penalty. Pass a rule, "
@@ -349,7 +349,7 @@ _METRICS = ("cost/data", "cost/penalty", "cost/total", "global/gradient_norm/rat
 
 def _hparams(model: keras.Model) -> dict[str, float | str]:
     """Rule, strength and counts of a model's penalties."""
-    weights = penalised(model)
+    weights = penalized(model)
     found = [effective_coefficient(rule, v.shape) for _, v, rule in weights]
     coefficients = [float(c) for c in found if c is not None]
     configs = {type(rule).__name__: rule.get_config() for _, _, rule in weights}
@@ -360,14 +360,14 @@ def _hparams(model: keras.Model) -> dict[str, float | str]:
         "rule": " and ".join(sorted(configs)) or "none",
         "strength": max(strengths, default=0.0),
         "coefficient": max(coefficients, default=0.0),
-        "penalised_weights": float(sum(elements(v.shape) for _, v, _ in weights)),
+        "penalized_weights": float(sum(elements(v.shape) for _, v, _ in weights)),
         "samples": float(max((m for m in samples if m), default=0)),
     }
 
 
 def _summary(model: keras.Model) -> tuple[str, float]:
     """What a model's penalties are, in words, and their sum."""
-    weights = penalised(model)
+    weights = penalized(model)
     found = [effective_coefficient(rule, v.shape) for _, v, rule in weights]
     coefficients = [float(c) for c in found if c is not None]
     count = sum(elements(v.shape) for _, v, _ in weights)

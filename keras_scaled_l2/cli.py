@@ -90,7 +90,7 @@ def _add_compare(commands: Any) -> None:
         help="what the labels of a .npz file are (default: told from their dtype)",
     )
     add(
-        "--standardise",
+        "--standardize",
         action="store_true",
         default=None,
         help="scale features by the mean and standard deviation of the training set",
@@ -174,7 +174,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     experiment = None
     try:
         problem = load_problem(
-            arguments.problem, task=arguments.task, standardise=arguments.standardise
+            arguments.problem, task=arguments.task, standardize=arguments.standardize
         )
         plan = make_plan(
             problem=problem,

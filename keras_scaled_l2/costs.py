@@ -13,7 +13,7 @@ from keras.config import floatx
 # Private, but there since Keras 3.0: the only thing that Keras's callbacks look into.
 from keras.src.trainers.compile_utils import MetricsList
 
-from keras_scaled_l2.counts import penalised_weights
+from keras_scaled_l2.counts import penalized_weights
 from keras_scaled_l2.fitting import rebuild_steps
 from keras_scaled_l2.gradients import (
     Tensor,
@@ -175,9 +175,9 @@ def split_loss(
         # Computed when they are asked for: only the weights' penalties.
         losses = list(model.losses)
     # Keras appends the weights' penalties, in order, after all other losses. Counted
-    # as Keras does: penalised_weights walks the layers, which torch would do each step.
-    penalised = [v for v in model.trainable_weights if v.regularizer is not None]
-    first = len(losses) - len(penalised)
+    # as Keras does: penalized_weights walks the layers, which torch would do each step.
+    penalized = [v for v in model.trainable_weights if v.regularizer is not None]
+    first = len(losses) - len(penalized)
     compiled: list[Tensor] = []
     summed: list[Tensor] = []
     with (
@@ -257,7 +257,7 @@ def split_cost(model: keras.Model) -> CostSplit:
 @contextlib.contextmanager
 def without_penalties(model: keras.Model) -> Iterator[None]:
     """The model's loss without the penalties of its weights, meanwhile."""
-    variables = [weight.variable for weight in penalised_weights(model)]
+    variables = [weight.variable for weight in penalized_weights(model)]
     regularizers = [variable.regularizer for variable in variables]
     for variable in variables:
         variable.regularizer = None
@@ -271,7 +271,7 @@ def without_penalties(model: keras.Model) -> Iterator[None]:
 def penalty_of(model: keras.Model) -> float:
     """The sum of a model's penalties at its weights now; 0 without any."""
     values = (
-        w.variable.regularizer(w.variable.value) for w in penalised_weights(model)
+        w.variable.regularizer(w.variable.value) for w in penalized_weights(model)
     )
     return sum(float(to_numpy(value)) for value in values)
 

@@ -42,7 +42,7 @@ def walk(model: keras.Layer) -> Iterator[Weight]:
     """Every weight of a model, each once.
 
     Walks variables, not attributes: ``Dense.kernel`` may be a computed tensor (LoRA,
-    quantisation). A weight shared by several layers belongs to the first one.
+    quantization). A weight shared by several layers belongs to the first one.
     """
     seen: set[int] = set()
     # Keras has no public walk that tells which layer owns a variable.
@@ -58,13 +58,13 @@ def walk(model: keras.Layer) -> Iterator[Weight]:
 def trainable_weights(model: keras.Layer) -> list[Weight]:
     """The weights that training changes, in the model's order.
 
-    Keras penalises no others.
+    Keras penalizes no others.
     """
     weights = {id(weight.variable): weight for weight in walk(model)}
     return [weights[id(v)] for v in model.trainable_weights if id(v) in weights]
 
 
-def penalised_weights(model: keras.Layer) -> list[Weight]:
+def penalized_weights(model: keras.Layer) -> list[Weight]:
     """The weights whose penalty is in the loss now: trainable, with a regularizer."""
     weights = trainable_weights(model)
     return [weight for weight in weights if weight.variable.regularizer is not None]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Finding:
     """One finding: a name from a closed set, and the sentence for a person.
 
-    Names: ``nothing_penalised``, ``dominant_value``, ``dominant_gradient``, ``no_op``,
+    Names: ``nothing_penalized``, ``dominant_value``, ``dominant_gradient``, ``no_op``,
     ``double_decay``, ``behind_batch_norm``.
     """
 
@@ -37,7 +37,7 @@ def find(
 ) -> Iterator[Finding]:
     """The findings that hold, the gravest first."""
     if not weights:
-        yield _nothing_penalised(model)
+        yield _nothing_penalized(model)
         return
     yield from _no_op(weights, optimizer)
     yield from _dominant(cost, gradient_ratio)
@@ -45,15 +45,15 @@ def find(
     yield from _behind_batch_norm(model, weights)
 
 
-def _nothing_penalised(model: keras.Model) -> Finding:
+def _nothing_penalized(model: keras.Model) -> Finding:
     if not model.trainable_weights:
-        text = "No weight is trainable, and Keras penalises only trainable weights."
+        text = "No weight is trainable, and Keras penalizes only trainable weights."
     else:
         text = (
             "No trainable weight carries a penalty. Put one on with attach(model, "
             "rule), or build the layers with kernel_regularizer=..."
         )
-    return Finding("nothing_penalised", text)
+    return Finding("nothing_penalized", text)
 
 
 def _dominant(cost: dict[str, float], ratio: float | None) -> Iterator[Finding]:
@@ -145,11 +145,11 @@ def _double_decay(
 def _behind_batch_norm(
     model: keras.Model, weights: Sequence[WeightReport]
 ) -> Iterator[Finding]:
-    penalised = {w.path for w in weights}
+    penalized = {w.path for w in weights}
     behind = [
         weight.variable.path
         for weight in walk(model)
-        if weight.variable.path in penalised
+        if weight.variable.path in penalized
         and len(weight.variable.shape) > 1
         and _feeds_only_batch_norm(weight.layer)
     ]
@@ -164,7 +164,7 @@ def _behind_batch_norm(
 
 
 def _feeds_only_batch_norm(layer: keras.Layer) -> bool:
-    """Whether all that a linear layer gives goes straight into a normalisation."""
+    """Whether all that a linear layer gives goes straight into a normalization."""
     if getattr(layer, "activation", None) not in (None, keras.activations.linear):
         return False
     users = [node.operation for node in getattr(layer, "_outbound_nodes", [])]

@@ -173,7 +173,7 @@ def _difference(
 
 
 def _opaque(factor: Tensor) -> Tensor:
-    """The same number, as one that XLA on JAX does not recognise.
+    """The same number, as one that XLA on JAX does not recognize.
 
     It would see that the gradient holds ``factor * weight`` already, and write that
     product to memory for both: a third of what a measured step added.

@@ -161,7 +161,7 @@ class PriorL2(Rule):
     Formula: ``c = fan_in / (2 * std**2 * samples)``: the negative logarithm of the
     prior ``w ~ Normal(0, std**2 / fan_in)``, per example, beside a cost that is the
     mean negative log-likelihood. With it a unit's input has the same prior variance
-    whatever its number of inputs, as under He's or LeCun's initialisation.
+    whatever its number of inputs, as under He's or LeCun's initialization.
 
     Args:
         std: Standard deviation of the prior on ``w * sqrt(fan_in)``; above 0.

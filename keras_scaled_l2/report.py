@@ -12,7 +12,7 @@ import keras
 from keras import ops
 
 from keras_scaled_l2 import report_text
-from keras_scaled_l2.attach import check_built, resolved
+from keras_scaled_l2.attaching import check_built, resolved
 from keras_scaled_l2.costs import without_penalties
 from keras_scaled_l2.counts import Weight, elements
 from keras_scaled_l2.findings import Finding, find
@@ -37,7 +37,7 @@ _BATCH_SIZE = 256
 
 @dataclasses.dataclass(frozen=True)
 class WeightReport:
-    """One penalised weight tensor; ``None`` where a number cannot be known."""
+    """One penalized weight tensor; ``None`` where a number cannot be known."""
 
     path: str
     rule: str
@@ -65,13 +65,13 @@ class CostReport:
 
     model: str
     parameters: int
-    penalised: int
+    penalized: int
     """Number of elements under a penalty."""
     weights: tuple[WeightReport, ...]
     cost: dict[str, float]
     """``penalty``, and with data ``total``, ``data`` and ``penalty_share``."""
     gradient_ratio: float | None
-    """Of all penalised weights together."""
+    """Of all penalized weights together."""
     optimizer: dict[str, float | str | None]
     findings: tuple[Finding, ...]
     elsewhere: dict[str, float]
@@ -179,7 +179,7 @@ def cost_report(
     return CostReport(
         model=model.name,
         parameters=sum(elements(v.shape) for v in model.weights),
-        penalised=sum(w.count for w in weights),
+        penalized=sum(w.count for w in weights),
         weights=weights,
         cost=cost,
         gradient_ratio=ratio,

@@ -123,7 +123,7 @@ def _wrapped(texts: Iterable[str], bullet: str) -> str:
 
 def _headline(report: CostReport) -> str:
     return (
-        f"Penalty of {report.model!r}: {report.penalised:,} of {report.parameters:,} "
+        f"Penalty of {report.model!r}: {report.penalized:,} of {report.parameters:,} "
         f"weights, in {_tensors(len(report.weights))}"
     )
 
@@ -171,7 +171,7 @@ def _cost(report: CostReport) -> str:
     )
     if report.gradient_ratio is not None:
         line += (
-            f"\nPull of the penalty on all penalised weights: "
+            f"\nPull of the penalty on all penalized weights: "
             f"{report.gradient_ratio:.2g} times the data gradient."
         )
     return line

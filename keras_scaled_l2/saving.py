@@ -13,7 +13,7 @@ from keras_scaled_l2.counts import Weight, trainable_weights
 
 
 def unsaved(model: keras.Model, weights: Iterable[Weight]) -> list[Weight]:
-    """Those of the penalised weights whose penalty a saved file would not hold.
+    """Those of the penalized weights whose penalty a saved file would not hold.
 
     Keras saves the configs of layers, not the regularizers of variables. A penalty is
     lost where a layer has no argument for it, where one argument stands for several

@@ -164,7 +164,7 @@ def convert(
       2019, Proposition 2).
     - ``"sklearn_mlp"``: alpha = 2 b c of ``MLPClassifier``, which divides its penalty
       by the examples in the **batch**: for ``sgd`` and ``adam`` b is its mini-batch
-      (default min(200, m)), and a smaller last batch is penalised more; for ``lbfgs``
+      (default min(200, m)), and a smaller last batch is penalized more; for ``lbfgs``
       the batch is the training set, so `batch_size` is m. Needs `batch_size`.
       ``MLPRegressor`` halves the squared error: against Keras's mean squared error
       its c is twice what this gives, and its alpha half.

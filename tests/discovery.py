@@ -171,7 +171,7 @@ _SEPARABLE = {
     )
     for n in (1, 2)
 }
-_NORMALISATION = Case({}, (3, 4), {"gamma": 1, "beta": 1})
+_NORMALIZATION = Case({}, (3, 4), {"gamma": 1, "beta": 1})
 
 CASES = {
     **_RECURRENT,
@@ -221,9 +221,9 @@ CASES = {
         },
         _attend_to_itself,
     ),
-    "BatchNormalization": _NORMALISATION,
-    "LayerNormalization": _NORMALISATION,
-    "GroupNormalization": dataclasses.replace(_NORMALISATION, arguments={"groups": 2}),
+    "BatchNormalization": _NORMALIZATION,
+    "LayerNormalization": _NORMALIZATION,
+    "GroupNormalization": dataclasses.replace(_NORMALIZATION, arguments={"groups": 2}),
     "PReLU": Case({}, (3, 4), {"alpha": 1}),
 }
 

@@ -90,7 +90,7 @@ def situation(**facts):
 
 
 def network(penalty, optimizer=None, hidden=None, **compile_arguments):
-    """4-3-1, two penalised kernels and two free biases."""
+    """4-3-1, two penalized kernels and two free biases."""
     model = keras.Sequential(
         [
             keras.Input((4,)),
@@ -176,7 +176,7 @@ def gradient_accumulation(penalty):
 
 
 class Forgetful(layers.Layer):
-    """Has two penalised and two free weights, and uses one of each."""
+    """Has two penalized and two free weights, and uses one of each."""
 
     def __init__(self, penalty, **arguments):
         super().__init__(**arguments)
@@ -225,7 +225,7 @@ def embedding_of_repeated_rows(penalty):
 
 
 @situation(fit=REPEATED_ROWS)
-def penalised_embedding_of_repeated_rows(penalty):
+def penalized_embedding_of_repeated_rows(penalty):
     return embedding_network(penalty, penalty)
 
 

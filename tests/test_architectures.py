@@ -190,7 +190,7 @@ def test_model_without_kernels_is_refused():
         layers = [L.Reshape((6, 1)), Scale(), L.Flatten(), Mean()]
         return keras.Sequential([keras.Input((6,)), *layers])
 
-    with pytest.raises(InputError, match="Nothing to penalise"):
+    with pytest.raises(InputError, match="Nothing to penalize"):
         small(model=make)
 
 

@@ -16,7 +16,7 @@ from keras import layers
 from models import losses
 from reference import penalty
 
-from keras_scaled_l2 import ScaledL2, attach, cost_report, detach, penalised
+from keras_scaled_l2 import ScaledL2, attach, cost_report, detach, penalized
 
 every_rule_class = pytest.mark.parametrize("rule_class", RULES)
 
@@ -124,7 +124,7 @@ def kernels(thing):
 
 @settings(max_examples=600)
 @given(data=st.data())
-def test_where_of_any_layers_and_variables_penalises_exactly_these(model, data):
+def test_where_of_any_layers_and_variables_penalizes_exactly_these(model, data):
     things = [
         *model.trainable_variables,
         *model.layers,
@@ -151,7 +151,7 @@ def test_where_of_any_layers_and_variables_penalises_exactly_these(model, data):
             assert model.losses == []
             return
         assert attach(model, ScaledL2(1.0), kind(where)) == [v.path for v in expected]
-        assert [v for _, v, _ in penalised(model)] == expected
+        assert [v for _, v, _ in penalized(model)] == expected
         for loss, v in zip(losses(model), expected, strict=True):
             w = numpy(v)
             assert loss == pytest.approx(penalty(1 / w.size, w), rel=1e-6)
@@ -164,7 +164,7 @@ def test_where_of_any_layers_and_variables_penalises_exactly_these(model, data):
 
 @settings(max_examples=300)
 @given(chosen=st.sets(st.integers(0, 20)), truth=st.sampled_from([True, 1, "yes", [0]]))
-def test_where_of_any_predicate_penalises_what_it_is_true_of(model, chosen, truth):
+def test_where_of_any_predicate_penalizes_what_it_is_true_of(model, chosen, truth):
     variables = model.trainable_variables
     wanted = [v for i, v in enumerate(variables) if i in chosen]
     ids = {id(v) for v in wanted}

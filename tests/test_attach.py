@@ -19,10 +19,10 @@ from keras_scaled_l2 import (
     attach,
     bind,
     detach,
-    penalised,
+    penalized,
 )
 
-PENALISED_LAYERS = {
+PENALIZED_LAYERS = {
     "dense": ((6,), lambda: layers.Dense(3)),
     "einsum": ((5, 6), lambda: layers.EinsumDense("abc,cd->abd", (None, 3))),
     "conv": ((8, 8, 2), lambda: layers.Conv2D(3, 3)),
@@ -52,7 +52,7 @@ class SelfAttention(layers.MultiHeadAttention):
 
 
 def of_layer(name):
-    shape, make = PENALISED_LAYERS[name]
+    shape, make = PENALIZED_LAYERS[name]
     return keras.Sequential([keras.Input(shape), make()])
 
 
@@ -90,7 +90,7 @@ def saved_keys(path):
 # ------------------------------------------------------------------- what it does
 
 
-def test_attach_penalises_kernels_and_tells_their_paths():
+def test_attach_penalizes_kernels_and_tells_their_paths():
     model = hidden()
     found = attach(model, ScaledL2(2.0))
     assert found == [model.layers[0].kernel.path, model.layers[2].kernel.path]
@@ -107,7 +107,7 @@ def test_attach_leaves_the_values_alone():
         np.testing.assert_array_equal(numpy(variable), was)
 
 
-def test_attach_never_chooses_biases_or_normalisations():
+def test_attach_never_chooses_biases_or_normalizations():
     model = keras.Sequential(
         [
             keras.Input((4, 6)),
@@ -120,11 +120,11 @@ def test_attach_never_chooses_biases_or_normalisations():
         ]
     )
     attach(model, ScaledL2(1.0))
-    names = [v.name for _, v, _ in penalised(model)]
+    names = [v.name for _, v, _ in penalized(model)]
     assert names == ["kernel", "recurrent_kernel", *["kernel"] * 5]
 
 
-@pytest.mark.parametrize("name", PENALISED_LAYERS)
+@pytest.mark.parametrize("name", PENALIZED_LAYERS)
 def test_attach_to_a_layer_is_kept_by_a_clone(name):
     model = of_layer(name)
     attach(model, ScaledL2(2.0))
@@ -136,7 +136,7 @@ def test_attach_to_a_layer_is_kept_by_a_clone(name):
     assert sorted(losses(clone)) == pytest.approx(sorted(expected), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", PENALISED_LAYERS)
+@pytest.mark.parametrize("name", PENALIZED_LAYERS)
 @pytest.mark.parametrize("per", ["layer", "model"])
 def test_attach_to_a_layer_is_kept_by_a_saved_file(name, per, tmp_path):
     model = of_layer(name)
@@ -236,9 +236,9 @@ def test_attach_changes_the_weights_that_training_gives():
 def test_attach_resolves_what_the_model_tells():
     model = hidden()
     attach(model, ScaledL2(6.0, "model"))
-    assert [rule.inferred_per for _, _, rule in penalised(model)] == [15, 15]
+    assert [rule.inferred_per for _, _, rule in penalized(model)] == [15, 15]
     attach(model, ScaledL2(6.0, "layer"))
-    assert [rule.inferred_per for _, _, rule in penalised(model)] == [12, 3]
+    assert [rule.inferred_per for _, _, rule in penalized(model)] == [12, 3]
     assert losses(model) == pytest.approx(
         expected_losses(model, lambda shape: 6.0 / count(shape)), rel=1e-6
     )
@@ -255,9 +255,9 @@ def test_attach_of_the_same_rule_again_changes_nothing():
 def test_attach_of_a_second_rule_recounts_the_first():
     model = hidden()
     attach(model, ScaledL2(6.0, "model"), where=[model.layers[0]])
-    assert [rule.inferred_per for _, _, rule in penalised(model)] == [12]
+    assert [rule.inferred_per for _, _, rule in penalized(model)] == [12]
     attach(model, keras.regularizers.L2(1.0), where=[model.layers[2]])
-    assert penalised(model)[0][2].inferred_per == 15
+    assert penalized(model)[0][2].inferred_per == 15
 
 
 # ---------------------------------------------------------------------------- where
@@ -271,7 +271,7 @@ def test_where_as_a_predicate_sees_layer_and_variable():
         where=lambda layer, v: layer.name == "second" and v.name == "bias",
     )
     assert found == [model.layers[2].bias.path]
-    assert [v.path for _, v, _ in penalised(model)] == found
+    assert [v.path for _, v, _ in penalized(model)] == found
 
 
 def test_where_as_layers_means_their_kernels():
@@ -287,7 +287,7 @@ def test_where_as_a_nested_model_means_all_its_kernels():
     inner = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.Dense(2)])
     model = keras.Sequential([keras.Input((4,)), inner, layers.Dense(1)])
     assert len(attach(model, ScaledL2(1.0), where=[inner])) == 2
-    assert len(penalised(model)) == 2
+    assert len(penalized(model)) == 2
 
 
 def test_where_as_variables_means_just_these():
@@ -326,7 +326,7 @@ def test_where_of_a_wrong_type_is_an_error_that_names_it(where, named):
 
 def test_attach_without_any_kernel_is_an_error_that_tells_the_choice():
     model = keras.Sequential([keras.Input((4,)), layers.BatchNormalization()])
-    with pytest.raises(ValueError, match=r"Nothing to penalise.*where="):
+    with pytest.raises(ValueError, match=r"Nothing to penalize.*where="):
         attach(model, ScaledL2(1.0))
 
 
@@ -339,8 +339,8 @@ def test_attach_to_a_frozen_model_is_an_error_with_the_remedy():
 
 @pytest.mark.parametrize(
     "function",
-    [lambda model: attach(model, ScaledL2(1.0)), bind, penalised],
-    ids=["attach", "bind", "penalised"],
+    [lambda model: attach(model, ScaledL2(1.0)), bind, penalized],
+    ids=["attach", "bind", "penalized"],
 )
 def test_unbuilt_model_is_an_error_with_the_remedy(function):
     with pytest.raises(ValueError, match=r"not built.*build\(input_shape\)"):
@@ -386,7 +386,7 @@ def test_attach_beside_weight_decay_warns_of_double_decay():
 def test_bind_fills_in_the_number_of_samples():
     model = hidden(SampleL2(1.0), SampleL2(3.0, samples=7))
     assert len(bind(model, samples=50)) == 2
-    first, second = (rule for _, _, rule in penalised(model))
+    first, second = (rule for _, _, rule in penalized(model))
     assert (first.inferred_samples, first.samples) == (50, None)
     assert second == SampleL2(3.0, samples=7)
     coefficients = iter([1 / 100, 3 / 14])
@@ -399,9 +399,9 @@ def test_bind_infers_anew_for_another_data_set():
     model = hidden(SampleL2(1.0), SampleL2(1.0))
     bind(model, samples=50)
     bind(model, samples=80)
-    assert {rule.inferred_samples for _, _, rule in penalised(model)} == {80}
+    assert {rule.inferred_samples for _, _, rule in penalized(model)} == {80}
     bind(model)
-    assert {rule.inferred_samples for _, _, rule in penalised(model)} == {80}
+    assert {rule.inferred_samples for _, _, rule in penalized(model)} == {80}
 
 
 def test_bind_without_the_count_is_an_error_that_names_it():
@@ -426,13 +426,13 @@ def test_bind_refuses_a_bad_count_by_name(name, value):
 def test_bind_after_freezing_and_thawing_recounts():
     model = hidden(ScaledL2(1.0, "model"), ScaledL2(1.0, "model"))
     bind(model)
-    assert [rule.inferred_per for _, _, rule in penalised(model)] == [15, 15]
+    assert [rule.inferred_per for _, _, rule in penalized(model)] == [15, 15]
     model.layers[0].trainable = False
     bind(model)
-    assert [rule.inferred_per for _, _, rule in penalised(model)] == [3]
+    assert [rule.inferred_per for _, _, rule in penalized(model)] == [3]
     model.layers[0].trainable = True
     bind(model)
-    assert [rule.inferred_per for _, _, rule in penalised(model)] == [15, 15]
+    assert [rule.inferred_per for _, _, rule in penalized(model)] == [15, 15]
 
 
 def test_bind_after_a_fit_acts_in_the_next_fit():
@@ -450,13 +450,13 @@ def test_frozen_weights_carry_no_penalty_and_are_not_attached_to():
     model = hidden()
     model.layers[0].trainable = False
     assert attach(model, ScaledL2(6.0, "model")) == [model.layers[2].kernel.path]
-    assert [rule.inferred_per for _, _, rule in penalised(model)] == [3]
+    assert [rule.inferred_per for _, _, rule in penalized(model)] == [3]
 
 
-def test_penalised_lists_rules_and_others_in_the_models_order():
+def test_penalized_lists_rules_and_others_in_the_models_order():
     stock = keras.regularizers.L2(0.5)
     model = hidden(ScaledL2(1.0), stock)
-    first, second = penalised(model)
+    first, second = penalized(model)
     assert first == (model.layers[0].kernel.path, model.layers[0].kernel, ScaledL2(1.0))
     assert second[2] is stock
 
@@ -464,7 +464,7 @@ def test_penalised_lists_rules_and_others_in_the_models_order():
 # --------------------------------------------------------------------------- detach
 
 
-@pytest.mark.parametrize("name", PENALISED_LAYERS)
+@pytest.mark.parametrize("name", PENALIZED_LAYERS)
 def test_detach_leaves_every_layer_as_it_was(name):
     model = of_layer(name)
     before = snapshot(model)
@@ -491,9 +491,9 @@ def test_detach_recounts_the_rules_that_stay():
     model = hidden(ScaledL2(6.0, "model"))
     bind(model)
     attach(model, keras.regularizers.L2(1.0), where=[model.layers[2]])
-    assert penalised(model)[0][2].inferred_per == 15
+    assert penalized(model)[0][2].inferred_per == 15
     detach(model)
-    assert [rule.inferred_per for _, _, rule in penalised(model)] == [12]
+    assert [rule.inferred_per for _, _, rule in penalized(model)] == [12]
 
 
 def test_detach_without_attach_does_nothing():
@@ -521,7 +521,7 @@ x = np.linspace(-1, 1, 40, dtype="float32").reshape(10, 4)
 for path in sys.argv[1:]:
     model = keras.models.load_model(path)
     lost = [float(keras.ops.convert_to_numpy(loss)) for loss in model.losses]
-    rules = [repr(rule) for _, _, rule in keras_scaled_l2.penalised(model)]
+    rules = [repr(rule) for _, _, rule in keras_scaled_l2.penalized(model)]
     print(json.dumps([lost, rules]))
 # The last one goes on without a callback.
 history = model.fit(x, x[:, :1], batch_size=10, verbose=0).history
@@ -543,7 +543,7 @@ def test_saved_model_goes_on_in_a_new_process_with_the_same_penalty(tmp_path):
         bind(model, samples=10, batch_size=10)
         paths.append(tmp_path / f"{i}.keras")
         model.save(paths[-1])
-        bound = [repr(rule) for _, _, rule in penalised(model)]
+        bound = [repr(rule) for _, _, rule in penalized(model)]
         expected.append((losses(model), bound))
         assert len(expected[-1][0]) == 2
 

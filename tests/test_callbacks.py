@@ -21,7 +21,7 @@ from keras_scaled_l2 import (
     SampleL2,
     ScaledL2,
     attach,
-    penalised,
+    penalized,
 )
 
 LINE = re.compile(
@@ -49,7 +49,7 @@ def test_apply_puts_its_rule_on_and_leaves_it():
     model = linear()
     apply = ApplyL2(SampleL2(3.0))
     fit(model, *data(), apply)
-    [(_, variable, rule)] = penalised(model)
+    [(_, variable, rule)] = penalized(model)
     assert variable is model.layers[0].kernel
     assert rule == SampleL2(3.0, inferred_samples=10)
     assert model.layers[0].kernel_regularizer == rule
@@ -71,7 +71,7 @@ def test_apply_acts_from_the_first_step():
 def test_apply_without_a_rule_resolves_those_of_the_model():
     model = compiled(hidden(SampleL2(1.0), ScaledL2(1.0, "model")))
     fit(model, *data(), ApplyL2())
-    assert [rule for _, _, rule in penalised(model)] == [
+    assert [rule for _, _, rule in penalized(model)] == [
         SampleL2(1.0, inferred_samples=10),
         ScaledL2(1.0, "model", inferred_per=15),
     ]
@@ -82,23 +82,23 @@ def test_apply_counts_anew_for_every_fit():
     apply = ApplyL2()
     fit(model, *data(10), apply)
     fit(model, *data(7), apply)
-    assert penalised(model)[0][2] == SampleL2(1.0, inferred_samples=7)
+    assert penalized(model)[0][2] == SampleL2(1.0, inferred_samples=7)
 
 
 def test_apply_never_overwrites_what_the_user_gave():
     model = linear(SampleL2(1.0, samples=500))
     fit(model, *data(10), ApplyL2())
-    assert penalised(model)[0][2] == SampleL2(1.0, samples=500)
+    assert penalized(model)[0][2] == SampleL2(1.0, samples=500)
     model = linear(SampleL2(1.0))
     fit(model, *data(10), ApplyL2(samples=600))
-    assert penalised(model)[0][2] == SampleL2(1.0, inferred_samples=600)
+    assert penalized(model)[0][2] == SampleL2(1.0, inferred_samples=600)
 
 
 def test_apply_puts_its_rule_where_it_is_told():
     model = compiled(hidden())
     where = [model.layers[2]]
     fit(model, *data(), ApplyL2(ScaledL2(1.0), where=where))
-    assert [v.path for _, v, _ in penalised(model)] == [model.layers[2].kernel.path]
+    assert [v.path for _, v, _ in penalized(model)] == [model.layers[2].kernel.path]
 
 
 def test_apply_with_nothing_to_resolve_is_an_error_with_the_remedy():
@@ -114,7 +114,7 @@ def test_apply_with_a_bad_number_of_samples_is_an_error():
 def test_apply_prints_what_was_done(capsys):
     x, y = data()
     model = compiled(hidden(ScaledL2(2.0), ScaledL2(3.0)), 0.0)
-    first, second = (numpy64(v) for _, v, _ in penalised(model))
+    first, second = (numpy64(v) for _, v, _ in penalized(model))
     penalties = penalty(2.0 / 12, first) + penalty(3.0 / 3, second)
     [cost] = fit(model, x, y, epochs=1, batch_size=10)["loss"]
 
@@ -160,7 +160,7 @@ def test_apply_that_is_copied_before_use_works_as_the_original():
     model = linear()
     made = copy.deepcopy(ApplyL2(SampleL2(3.0), samples=50))
     fit(model, *data(), made)
-    assert penalised(model)[0][2] == SampleL2(3.0, inferred_samples=50)
+    assert penalized(model)[0][2] == SampleL2(3.0, inferred_samples=50)
 
 
 def test_apply_goes_with_the_monitor_in_either_order():

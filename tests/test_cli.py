@@ -69,7 +69,7 @@ def test_every_option_reaches_the_comparison(tmp_path):
     x = 1000 * np.random.default_rng(0).normal(size=(30, 3))
     np.savez(path, x_train=x, y_train=np.arange(30) % 2.0)
     arguments = (
-        f"--problem {path} --task regression --standardise --hidden 4,3 "
+        f"--problem {path} --task regression --standardize --hidden 4,3 "
         "--arms sample+dropout --seeds 2 --epochs 1 --batch-size 7 --strength sample=2 "
         f"--dropout 0.25 --optimizer adam --learning-rate 0.5 --quiet "
         f"--directory {tmp_path / 'out'}"

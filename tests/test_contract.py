@@ -304,7 +304,7 @@ def test_copy_is_equal_and_gives_the_same_penalty(rule, duplicate):
 
 
 @pytest.mark.parametrize("rule", INSTANCES + SETTLED, ids=repr)
-def test_keras_serialises_rule_under_the_fixed_name(rule):
+def test_keras_serializes_rule_under_the_fixed_name(rule):
     saved = json.loads(json.dumps(keras.regularizers.serialize(rule)))
     assert saved["registered_name"] == f"keras_scaled_l2>{type(rule).__name__}"
     assert keras.regularizers.deserialize(saved) == rule
@@ -358,11 +358,11 @@ def test_resolve_never_overwrites_what_the_user_gave(rule):
 
 @every_open
 def test_unresolved_rule_gets_through_a_symbolic_trace_only(rule):
-    class Penalised(keras.Layer):
+    class Penalized(keras.Layer):
         def call(self, x):
             return x + rule(ops.ones((4, 5)))
 
-    traced = Penalised().compute_output_spec(keras.KerasTensor((2, 3)))
+    traced = Penalized().compute_output_spec(keras.KerasTensor((2, 3)))
     assert tuple(traced.shape) == (2, 3)
     with pytest.raises(ValueError, match="ApplyL2"):
         rule(ops.ones((4, 5)))

@@ -8,7 +8,7 @@ from keras import layers, ops
 from models import compiled, data, hidden, linear, losses
 from reference import count, mean_squared_error, penalty, train_linear
 
-from keras_scaled_l2 import CostMonitor, SampleL2, ScaledL2, attach, penalised
+from keras_scaled_l2 import CostMonitor, SampleL2, ScaledL2, attach, penalized
 from keras_scaled_l2.costs import is_split, split_cost
 
 EPOCHS = 2
@@ -581,10 +581,10 @@ if keras.config.backend() in ("tensorflow", "torch"):
         assert_split(history, EPOCHS)
 
 
-def test_penalised_weights_of_the_split_are_those_of_the_model():
+def test_penalized_weights_of_the_split_are_those_of_the_model():
     model = linear(ScaledL2(2.0))
     split_cost(model)
-    [(path, variable, rule)] = penalised(model)
+    [(path, variable, rule)] = penalized(model)
     assert variable is model.layers[0].kernel
     assert path == variable.path
     assert rule.coefficient(variable.shape) == 2.0 / count(variable.shape)

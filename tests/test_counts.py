@@ -9,7 +9,7 @@ from models import hidden
 from reference import count
 
 from keras_scaled_l2 import ScaledL2
-from keras_scaled_l2.counts import count_by_layer, elements, penalised_weights, walk
+from keras_scaled_l2.counts import count_by_layer, elements, penalized_weights, walk
 
 
 def paths(weights):
@@ -80,9 +80,9 @@ def test_walk_finds_the_variables_of_a_lora_kernel():
     assert names >= {"kernel", "bias", "lora_kernel_a", "lora_kernel_b"}
 
 
-def test_penalised_weights_are_those_of_the_loss():
+def test_penalized_weights_are_those_of_the_loss():
     model = hidden(ScaledL2(1.0), keras.regularizers.L2(0.1))
-    assert paths(penalised_weights(model)) == [
+    assert paths(penalized_weights(model)) == [
         model.layers[0].kernel.path,
         model.layers[2].kernel.path,
     ]
@@ -90,23 +90,23 @@ def test_penalised_weights_are_those_of_the_loss():
 
 
 @pytest.mark.parametrize("frozen", ["first", "second"])
-def test_penalised_weights_leave_out_what_is_frozen(frozen):
+def test_penalized_weights_leave_out_what_is_frozen(frozen):
     model = hidden(ScaledL2(1.0), ScaledL2(1.0))
     model.get_layer(frozen).trainable = False
-    [weight] = penalised_weights(model)
+    [weight] = penalized_weights(model)
     assert weight.layer.name == {"first": "second", "second": "first"}[frozen]
     assert len(model.losses) == 1
     model.get_layer(frozen).trainable = True
-    assert len(penalised_weights(model)) == 2
+    assert len(penalized_weights(model)) == 2
 
 
-def test_penalised_weights_of_a_frozen_model_are_none():
+def test_penalized_weights_of_a_frozen_model_are_none():
     model = hidden(ScaledL2(1.0), ScaledL2(1.0))
     model.trainable = False
-    assert penalised_weights(model) == []
+    assert penalized_weights(model) == []
 
 
-def test_penalised_weights_do_not_count_batchnorm_statistics():
+def test_penalized_weights_do_not_count_batchnorm_statistics():
     model = keras.Sequential(
         [
             keras.Input((4,)),
@@ -115,7 +115,7 @@ def test_penalised_weights_do_not_count_batchnorm_statistics():
             ),
         ]
     )
-    weights = penalised_weights(model)
+    weights = penalized_weights(model)
     assert [w.variable.name for w in weights] == ["gamma", "beta"]
     assert list(count_by_layer(weights).values()) == [8]
 
@@ -129,5 +129,5 @@ def test_count_by_layer_sums_the_weights_of_one_layer():
             layers.Dense(2, kernel_regularizer=rule, bias_regularizer=rule),
         ]
     )
-    counts = count_by_layer(penalised_weights(model))
+    counts = count_by_layer(penalized_weights(model))
     assert sorted(counts.values()) == [3 * 2 + 2, 4 * 12 + 3 * 12]

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 from models import compiled, data, linear, losses
 
-from keras_scaled_l2 import ApplyL2, SampleL2, ScaledL2, attach, penalised
+from keras_scaled_l2 import ApplyL2, SampleL2, ScaledL2, attach, penalized
 from keras_scaled_l2.fitting import data_of_running_fit, rebuild_steps
 
 
@@ -201,7 +201,7 @@ def test_rule_is_told_the_samples_of_fit_without_any_argument():
     model.fit(
         *data(10), batch_size=4, validation_split=0.3, verbose=0, callbacks=[ApplyL2()]
     )
-    [(_, _, rule)] = penalised(model)
+    [(_, _, rule)] = penalized(model)
     assert rule == SampleL2(1.0, inferred_samples=7)
 
 
@@ -229,7 +229,7 @@ def test_rule_on_a_generator_uses_the_samples_given_to_the_callback():
     model = linear(SampleL2(1.0))
     apply = ApplyL2(samples=1234)
     model.fit(batches(), steps_per_epoch=2, shuffle=False, verbose=0, callbacks=[apply])
-    assert penalised(model)[0][2].inferred_samples == 1234
+    assert penalized(model)[0][2].inferred_samples == 1234
 
 
 # -------------------------------------------------------------------- unbuilt models
@@ -250,14 +250,14 @@ def test_unbuilt_sequential_is_counted_before_its_first_step():
     model = compiled(keras.Sequential([layers.Dense(3), layers.Dense(1)]))
     apply = ApplyL2(ScaledL2(1.0, "model"))
     model.fit(*data(10), batch_size=4, verbose=0, callbacks=[apply])
-    assert [rule.inferred_per for _, _, rule in penalised(model)] == [15, 15]
+    assert [rule.inferred_per for _, _, rule in penalized(model)] == [15, 15]
 
 
 def test_unbuilt_model_of_a_dict_of_inputs_is_counted_before_its_first_step():
     x, y = data(10)
     model = compiled(Summed())
     model.fit({"a": x, "b": x}, y, batch_size=4, verbose=0, callbacks=[ApplyL2()])
-    assert [rule.inferred_samples for _, _, rule in penalised(model)] == [10]
+    assert [rule.inferred_samples for _, _, rule in penalized(model)] == [10]
 
 
 def test_unbuilt_model_of_integers_is_built_for_integers():
@@ -272,7 +272,7 @@ def test_unbuilt_model_of_integers_is_built_for_integers():
     model = compiled(Looked())
     x = np.arange(10, dtype="int32")[:, None] % 7
     model.fit(x, data(10)[1], batch_size=4, verbose=0, callbacks=[ApplyL2()])
-    assert [rule.inferred_samples for _, _, rule in penalised(model)] == [10]
+    assert [rule.inferred_samples for _, _, rule in penalized(model)] == [10]
 
 
 def test_unbuilt_model_of_a_generator_is_built_or_refused_with_the_remedy():
@@ -290,7 +290,7 @@ def test_unbuilt_model_of_a_generator_is_built_or_refused_with_the_remedy():
         assert "not built" in str(error)
         assert "model.build(input_shape)" in str(error)
     else:
-        assert penalised(model)[0][2].inferred_samples == 10
+        assert penalized(model)[0][2].inferred_samples == 10
 
 
 # --------------------------------------------------------------------- rebuild_steps

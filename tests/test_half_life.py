@@ -11,7 +11,7 @@ from autodiff import numpy64
 from keras import optimizers
 from models import losses
 
-from keras_scaled_l2 import HalfLifeL2, attach, bind, penalised
+from keras_scaled_l2 import HalfLifeL2, attach, bind, penalized
 
 SAMPLES, BATCH = 200, 4
 STEPS = SAMPLES // BATCH
@@ -258,7 +258,7 @@ def test_penalty_under_adam_has_no_half_life():
 
 
 def the_rule(model):
-    [(_, _, rule)] = penalised(model)
+    [(_, _, rule)] = penalized(model)
     return rule
 
 
@@ -349,7 +349,7 @@ if hasattr(optimizers, "MultiOptimizer"):
         bind(model, SAMPLES, BATCH)
         found = {
             path: (rule.inferred_learning_rate, rule.inferred_momentum)
-            for path, _, rule in penalised(model)
+            for path, _, rule in penalized(model)
         }
         assert found["one/kernel"] == pytest.approx((0.05, 0.0))
         assert found["two/kernel"] == pytest.approx((0.02, 0.5))

@@ -121,7 +121,7 @@ def test_strength_that_keras_l2_takes_is_taken(rule_class, strength):
 
 
 @every_rule
-def test_rule_survives_serialisation_twice(rule):
+def test_rule_survives_serialization_twice(rule):
     once = regularizers.deserialize(regularizers.serialize(rule))
     again = type(rule).from_config(once.get_config())
     assert once == again == rule

@@ -29,7 +29,7 @@ def everything(layer, variable):
     return True
 
 
-def assert_penalised(model, rule, chosen):
+def assert_penalized(model, rule, chosen):
     """The chosen weights, and no others, have float64's penalty and gradient."""
     expected = expected_coefficients(rule, chosen)
     weights = values(model.trainable_weights)
@@ -73,7 +73,7 @@ def test_layer_without_a_case_is_a_failure_that_says_what_to_add(monkeypatch):
 def test_layer_made_with_a_rule_has_its_penalty_and_gradient(name, rule):
     model = model_of(name, rule)
     bind(model)
-    assert_penalised(model, rule, model.trainable_weights)
+    assert_penalized(model, rule, model.trainable_weights)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def free_model(name, free_models):
 def test_layer_given_a_rule_has_its_penalty_and_gradient(name, rule, free_model):
     paths = attach(free_model, rule, where=everything)
     assert paths == [v.path for v in free_model.trainable_weights]
-    assert_penalised(free_model, rule, free_model.trainable_weights)
+    assert_penalized(free_model, rule, free_model.trainable_weights)
 
 
 @every_layer
@@ -108,9 +108,9 @@ def test_layer_given_a_rule_has_it_on_kernels_and_embeddings_only(name, free_mod
     rule = SOME_RULES[0]
     if kernels:
         attach(free_model, rule)
-        assert_penalised(free_model, rule, kernels)
+        assert_penalized(free_model, rule, kernels)
     else:
-        with pytest.raises(ValueError, match="Nothing to penalise"):
+        with pytest.raises(ValueError, match="Nothing to penalize"):
             attach(free_model, rule)
 
 
@@ -129,7 +129,7 @@ def test_layer_keeps_its_penalty_in_a_file_and_a_clone(name, rule, by, tmp_path)
     clone.set_weights(model.get_weights())
     for again in (loaded, clone):
         assert not {id(v) for v in model.weights} & {id(v) for v in again.weights}
-        assert_penalised(again, rule, again.trainable_weights)
+        assert_penalized(again, rule, again.trainable_weights)
 
 
 class Zoo(keras.Model):

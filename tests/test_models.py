@@ -1,4 +1,4 @@
-"""Every kind of model: what is penalised, counted, kept, and told to be lost."""
+"""Every kind of model: what is penalized, counted, kept, and told to be lost."""
 
 import importlib
 import importlib.util
@@ -12,7 +12,7 @@ from keras import layers
 from models import compiled, losses
 from reference import penalty
 
-from keras_scaled_l2 import PriorL2, SampleL2, ScaledL2, attach, bind, detach, penalised
+from keras_scaled_l2 import PriorL2, SampleL2, ScaledL2, attach, bind, detach, penalized
 
 KERNELS = {
     "kernel",
@@ -29,7 +29,7 @@ KERNELS = {
 
 
 def kernels(model):
-    """The weights to be penalised by default, found by their names alone."""
+    """The weights to be penalized by default, found by their names alone."""
     return [v for v in model.trainable_variables if v.name in KERNELS]
 
 
@@ -175,15 +175,15 @@ def sum_of_squares(variables):
 
 @every_model
 @loses_its_penalty
-def test_model_has_kernels_penalised_each_once_and_counted_once(name):
+def test_model_has_kernels_penalized_each_once_and_counted_once(name):
     model = MODELS[name]()
     chosen = kernels(model)
     n = sum(math.prod(v.shape) for v in chosen)
     paths = attach(model, ScaledL2(0.5, "model"))
     assert paths == [v.path for v in chosen]
-    assert [v.path for _, v, _ in penalised(model)] == paths
-    assert [path for path, _, _ in penalised(model)] == paths
-    assert {rule.inferred_per for _, _, rule in penalised(model)} == {n}
+    assert [v.path for _, v, _ in penalized(model)] == paths
+    assert [path for path, _, _ in penalized(model)] == paths
+    assert {rule.inferred_per for _, _, rule in penalized(model)} == {n}
     assert sum(losses(model)) == pytest.approx(
         0.5 / n * sum_of_squares(chosen), rel=1e-6
     )
@@ -424,11 +424,11 @@ def test_penalty_on_some_of_attentions_kernels_leaves_the_other_weights_free():
     with pytest.warns(UserWarning, match="for several weights that differ"):
         attach(model, ScaledL2(0.5), queries_only)
     chosen = [v for v in kernels(model) if queries_only(None, v)]
-    assert [v for _, v, _ in penalised(model)] == chosen
+    assert [v for _, v, _ in penalized(model)] == chosen
     assert len(chosen) == 2
 
 
-# --------------------------------------------------------------- LoRA, quantisation
+# --------------------------------------------------------------- LoRA, quantization
 
 
 def test_lora_enabled_after_attach_moves_the_penalty_to_its_factors():
@@ -436,14 +436,14 @@ def test_lora_enabled_after_attach_moves_the_penalty_to_its_factors():
     attach(model, ScaledL2(0.5, "model"))
     model.layers[0].enable_lora(2)
     assert bind(model) == [v.path for v in kernels(model)]
-    assert [v.name for _, v, _ in penalised(model)] == [
+    assert [v.name for _, v, _ in penalized(model)] == [
         "lora_kernel_a",
         "lora_kernel_b",
     ]
-    assert {rule.inferred_per for _, _, rule in penalised(model)} == {5 * 2 + 2 * 3}
+    assert {rule.inferred_per for _, _, rule in penalized(model)} == {5 * 2 + 2 * 3}
 
 
-def test_quantised_layer_drops_out_of_the_penalty_and_of_the_count():
+def test_quantized_layer_drops_out_of_the_penalty_and_of_the_count():
     model = sequence(layers.Dense(3), layers.EinsumDense("abc,cd->abd", (None, 2)))
     attach(model, ScaledL2(0.5, "model"))
     model.quantize("int8", filters=lambda layer: isinstance(layer, layers.Dense))
@@ -457,13 +457,13 @@ def test_quantised_layer_drops_out_of_the_penalty_and_of_the_count():
     assert attach(model, ScaledL2(0.5)) == [kernel.path]
 
 
-def test_quantised_model_has_nothing_to_penalise():
+def test_quantized_model_has_nothing_to_penalize():
     model = sequence(layers.Dense(3))
     attach(model, ScaledL2(0.5, "model"))
     model.layers[0].quantize("int8")
     assert losses(model) == []
-    assert penalised(model) == bind(model) == []
-    with pytest.raises(ValueError, match="Nothing to penalise"):
+    assert penalized(model) == bind(model) == []
+    with pytest.raises(ValueError, match="Nothing to penalize"):
         attach(model, ScaledL2(0.5))
 
 
@@ -582,7 +582,7 @@ def test_fan_in_is_what_ones_times_ones_sum_to(what):
 def test_fan_in_of_lora_is_that_of_each_factor():
     model = low_rank()
     attach(model, PriorL2(1.0, samples=10))
-    found = {v.path: by_prior(model, v) for _, v, _ in penalised(model)}
+    found = {v.path: by_prior(model, v) for _, v, _ in penalized(model)}
     assert list(found.values()) == pytest.approx(
         # A row looked up, 2 factors of it; 6 features, 2 of them; 3 features, 2.
         [1, 2, 6, 2, 3, 2],
@@ -616,7 +616,7 @@ def test_fan_in_from_the_layer_is_kept_by_a_file(tmp_path):
     attach(model, PriorL2(1.0, samples=10))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    fans = [by_prior(loaded, v) for _, v, _ in penalised(loaded)]
+    fans = [by_prior(loaded, v) for _, v, _ in penalized(loaded)]
     assert fans == pytest.approx([2 * 2 * 1, 2 * 2, 2 * 2, 4, 1 * 1 * 3], rel=1e-12)
 
 
@@ -633,7 +633,7 @@ if keras.config.backend() != "jax":
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_published_network_is_counted_penalised_and_left_as_it_was(name):
+def test_published_network_is_counted_penalized_and_left_as_it_was(name):
     network = getattr(keras.applications, name)(
         weights=None, input_shape=(32, 32, 3), classes=3, **NETWORKS[name]
     )
@@ -642,8 +642,8 @@ def test_published_network_is_counted_penalised_and_left_as_it_was(name):
     assert 0.5 < n / network.count_params() < 1
 
     def check(n):
-        assert {rule.inferred_per for _, _, rule in penalised(network)} == {n}
-        assert len(penalised(network)) == len(kernels(network))
+        assert {rule.inferred_per for _, _, rule in penalized(network)} == {n}
+        assert len(penalized(network)) == len(kernels(network))
         assert sum(losses(network)) == pytest.approx(
             2.0 / n * sum_of_squares(kernels(network)), rel=1e-6
         )
@@ -672,7 +672,7 @@ def test_published_network_is_counted_penalised_and_left_as_it_was(name):
     reason="KerasHub is not among the requirements of the tests.",
 )
 @pytest.mark.filterwarnings("ignore")  # KerasHub's own, of which it has some
-def test_transformer_of_keras_hub_is_penalised_and_told_to_lose_it_in_a_file():
+def test_transformer_of_keras_hub_is_penalized_and_told_to_lose_it_in_a_file():
     keras_hub = importlib.import_module("keras_hub")
     model = keras_hub.models.BertBackbone(
         vocabulary_size=100,
@@ -687,7 +687,7 @@ def test_transformer_of_keras_hub_is_penalised_and_told_to_lose_it_in_a_file():
         paths = attach(model, ScaledL2(1.0, per="model"))
     # Embeddings of tokens, positions and segments, six kernels a layer, the pooler.
     assert len(paths) == 3 + 2 * 6 + 1
-    weights = [v for _, v, _ in penalised(model)]
+    weights = [v for _, v, _ in penalized(model)]
     count = sum(math.prod(v.shape) for v in weights)
     assert losses(model) == pytest.approx(
         [penalty(1 / count, numpy64(v)) for v in weights], rel=1e-6

@@ -137,9 +137,9 @@ def test_rule_of_apply_is_measured_from_the_first_step(first, tmp_path):
     fit(model, x, y, *([monitor, apply] if first else [apply, monitor]), epochs=1)
     found = scalars(tmp_path)
     assert found[GRADIENT] == [(0, pytest.approx(norm, rel=1e-4))]
-    penalised = [tag for tag in found if tag.startswith("gradient_norm/penalty/")]
-    assert len(penalised) == 1
-    for tag in penalised:
+    penalized = [tag for tag in found if tag.startswith("gradient_norm/penalty/")]
+    assert len(penalized) == 1
+    for tag in penalized:
         [(_, weight)] = found[tag.replace("gradient_norm/penalty", "weight_norm")]
         # c = lambda / (2 m) = 6 / 24.
         assert found[tag] == [(0, pytest.approx(2 * 0.25 * weight, rel=1e-6))]
@@ -184,7 +184,7 @@ def test_step_that_another_callback_remakes_is_measured_again(first, tmp_path):
     found = scalars(tmp_path)
     assert len(found[GRADIENT]) == 3
     path = model.layers[0].kernel.path
-    # Frozen in the first epoch, and penalised since.
+    # Frozen in the first epoch, and penalized since.
     assert len(found[f"gradient_norm/penalty/{path}"]) == 2
     assert model.optimizer is not before
     assert "apply" not in vars(before)

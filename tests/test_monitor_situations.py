@@ -170,11 +170,11 @@ def test_norms_are_those_of_the_gradient_that_moved_the_weights(policy):
 
 def test_event_files_hold_the_norms_of_the_step(trained):
     for epoch, record in enumerate(trained.snapshots.records):
-        penalised = [path for path, norms in record.norms.items() if norms.penalty]
-        assert penalised
+        penalized = [path for path, norms in record.norms.items() if norms.penalty]
+        assert penalized
         expected = {
             f"{kind}/{path}": getattr(record.norms[path], name)
-            for path in penalised
+            for path in penalized
             for kind, name in (
                 ("gradient_norm/data", "data"),
                 ("gradient_norm/penalty", "penalty"),

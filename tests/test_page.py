@@ -181,7 +181,7 @@ def test_what_the_user_named_is_escaped(field):
     assert "<script" not in text
 
 
-def test_colours_follow_the_page_but_texts_stay(made):
+def test_colors_follow_the_page_but_texts_stay(made):
     _, text = made
     drawings = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
     assert not re.search(r'style="[^"]*#[0-9a-f]{6}', drawings)
@@ -191,16 +191,16 @@ def test_colours_follow_the_page_but_texts_stay(made):
     assert f">{plots.INK}</text>" in named
 
 
-def test_dark_colours_stand_out_from_the_dark_page():
+def test_dark_colors_stand_out_from_the_dark_page():
     paper = luminance(page.DARK[plots.PAPER])
-    for colour in plots.COLOURS:
-        assert contrast(luminance(colour), luminance(plots.PAPER)) >= 3
-        assert contrast(luminance(page.DARK[colour]), paper) >= 3
+    for color in plots.COLORS:
+        assert contrast(luminance(color), luminance(plots.PAPER)) >= 3
+        assert contrast(luminance(page.DARK[color]), paper) >= 3
 
 
-def luminance(colour):
+def luminance(color):
     """Relative luminance as WCAG 2.2 defines it."""
-    shares = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    shares = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     linear = np.where(
         shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4
     )

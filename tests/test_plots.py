@@ -237,9 +237,9 @@ def test_gradient_ratios_are_medians_at_start_and_end():
     assert ticks == ["hidden_1/kernel", "hidden_2/kernel", "output/kernel"]
 
 
-def test_an_arm_has_the_same_colour_everywhere():
+def test_an_arm_has_the_same_color_everywhere():
     comparison = six_arms(3)
-    colour = plots.COLOURS[3]
+    color = plots.COLORS[3]
     curves, metrics, costs, ratios = plots.figures(comparison).values()
     for axes, label in (
         (curves.axes[0], "sample"),
@@ -248,15 +248,15 @@ def test_an_arm_has_the_same_colour_everywhere():
         (ratios.axes[0], "sample, end"),
     ):
         (line,) = [line for line in axes.lines if line.get_label() == label]
-        assert line.get_color() == colour
+        assert line.get_color() == color
 
 
 def test_twelve_arms_all_look_different():
     arms = [made_arm(f"arm-{i}", [made_run(0)]) for i in range(12)]
     looks = plots.looks(made_comparison(*arms))
-    assert len({(look.colour, look.marker) for look in looks}) == 12
+    assert len({(look.color, look.marker) for look in looks}) == 12
     unfinished = made_comparison(made_arm("none", []), *arms[1:])
-    assert [x.colour for x in plots.looks(unfinished)] == [x.colour for x in looks[1:]]
+    assert [x.color for x in plots.looks(unfinished)] == [x.color for x in looks[1:]]
 
 
 def test_regression_has_no_accuracy():

@@ -13,7 +13,7 @@ from keras import ops
 from models import compiled, data, losses, run_python
 from reference import penalty, penalty_gradient
 
-from keras_scaled_l2 import SampleL2, ScaledL2, attach, bind, penalised
+from keras_scaled_l2 import SampleL2, ScaledL2, attach, bind, penalized
 
 MANY = 35_000_000
 POLICIES = ["float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"]
@@ -150,7 +150,7 @@ def test_model_of_any_precision_trains_under_a_rule(policy, rule, global_policy)
     bind(model, 8, 8)
     before = numpy64(model.layers[0].kernel)
     loss = model.fit(x, y, batch_size=8, verbose=0).history["loss"]
-    [(_, kernel, bound)] = penalised(model)
+    [(_, kernel, bound)] = penalized(model)
     cost = plain.evaluate(x, y, batch_size=8, verbose=0)
     expected = cost + penalty(bound.coefficient(kernel.shape), before)
     rounding = 2e-2 if policy in HALVES else 2e-3

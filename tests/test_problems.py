@@ -111,9 +111,9 @@ def test_split_of_a_regression_takes_a_fifth_for_each(saved):
     assert problem.outputs == 1
 
 
-def test_standardising_measures_the_training_set_only():
+def test_standardizing_measures_the_training_set_only():
     problem = load_problem("breast-cancer")
-    raw = load_problem("breast-cancer", standardise=False)
+    raw = load_problem("breast-cancer", standardize=False)
     mean = raw.x_train.astype("float64").mean(axis=0)
     scale = raw.x_train.astype("float64").std(axis=0)
     for part in SETS:
@@ -122,9 +122,9 @@ def test_standardising_measures_the_training_set_only():
     assert abs(problem.x_test.mean()) > 1e-3
 
 
-def test_standardising_leaves_a_constant_feature_at_zero(saved):
+def test_standardizing_leaves_a_constant_feature_at_zero(saved):
     x = np.stack([np.full(20, 7.0), np.arange(20)], axis=1)
-    problem = load_problem(saved(**example_arrays(x_train=x)), standardise=True)
+    problem = load_problem(saved(**example_arrays(x_train=x)), standardize=True)
     assert np.array_equal(problem.x_train[:, 0], np.zeros(12))
 
 

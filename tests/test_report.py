@@ -122,7 +122,7 @@ def test_report_has_the_numbers_of_float64(rule):
     pulls = [penalty_gradient(c[v.path], numpy64(v)) for v in (first, second)]
     against = [data_gradient[v.path] for v in (first, second)]
     assert report.gradient_ratio == pytest.approx(norm(pulls) / norm(against), rel=1e-4)
-    assert report.penalised == 15
+    assert report.penalized == 15
     assert report.parameters == 4 * 3 + 3 + 3 + 1
     assert report.optimizer == pytest.approx(
         {"name": "SGD", "learning_rate": 0.05, "momentum": 0.5, "weight_decay": None}
@@ -341,9 +341,9 @@ def test_finding_none_where_nothing_stands_out():
     assert "stands out" not in str(report) + report.to_markdown()
 
 
-def test_finding_that_nothing_is_penalised():
+def test_finding_that_nothing_is_penalized():
     report = cost_report(network(), X, Y)
-    assert found(report) == ["nothing_penalised"]
+    assert found(report) == ["nothing_penalized"]
     assert "attach(model, rule)" in str(report)
     assert report.weights == ()
 
@@ -352,7 +352,7 @@ def test_finding_that_nothing_is_trainable():
     model = network(L2(0.5))
     model.trainable = False
     report = cost_report(model)
-    assert found(report) == ["nothing_penalised"]
+    assert found(report) == ["nothing_penalized"]
     assert "No weight is trainable" in str(report)
 
 
@@ -498,8 +498,8 @@ def test_finding_of_batch_normalization_is_true_of_the_function():
     model = network(L2(1e-3))
     inputs = keras.Input((4,))
     unit = layers.Dense(3, use_bias=False, kernel_regularizer=L2(1e-3))
-    normalised = layers.BatchNormalization(epsilon=1e-12)(unit(inputs))
-    model = keras.Model(inputs, normalised)
+    normalized = layers.BatchNormalization(epsilon=1e-12)(unit(inputs))
+    model = keras.Model(inputs, normalized)
     assert found(cost_report(model)) == ["behind_batch_norm"]
     before = numpy64(model(X, training=True))
     unit.kernel.assign(5.0 * unit.kernel)
@@ -553,7 +553,7 @@ def test_text_shows_every_number_of_the_table():
     assert f"penalty {report.cost['penalty']:.4g}" in text
 
 
-def test_text_says_which_rules_penalise_how_many_tensors():
+def test_text_says_which_rules_penalize_how_many_tensors():
     text = str(full_report())
     assert "1 tensor by ScaledL2(strength=0.5, per='model', power=1.0)\n" in text
     assert "1 tensor by PriorL2(std=2.0, samples=50)\n" in text

@@ -11,7 +11,7 @@ from keras_scaled_l2.experiments import training
 from keras_scaled_l2.experiments.architectures import dense, initial_weights
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.batches import Batches
-from keras_scaled_l2.experiments.coefficients import penalisable
+from keras_scaled_l2.experiments.coefficients import penalizable
 from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.records import Setting
 from keras_scaled_l2.experiments.training import Trainer
@@ -61,7 +61,7 @@ def make_trainer(problem, dropout=0.0, optimizer=SGD):
     return Trainer(
         twin,
         weights=[weight[id(v)] for v in network.weights],
-        penalties={p: weight[id(v)] for p, v in penalisable(network).items()},
+        penalties={p: weight[id(v)] for p, v in penalizable(network).items()},
         problem=problem,
         optimizer=keras.optimizers.deserialize(dict(optimizer)),
         batch_size=BATCH,

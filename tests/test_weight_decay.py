@@ -9,7 +9,7 @@ import pytest
 from keras_scaled_l2.experiments import Arm, compare
 from keras_scaled_l2.experiments.architectures import dense, initial_weights
 from keras_scaled_l2.experiments.arrays import checked
-from keras_scaled_l2.experiments.coefficients import penalisable
+from keras_scaled_l2.experiments.coefficients import penalizable
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.records import Setting
@@ -46,7 +46,7 @@ def trainer(optimizer="sgd", *, drops=False, decays=True):
     return Trainer(
         twin,
         weights=[weight[id(v)] for v in network.weights],
-        penalties={p: weight[id(v)] for p, v in penalisable(network).items()},
+        penalties={p: weight[id(v)] for p, v in penalizable(network).items()},
         problem=problem(),
         optimizer=OPTIMIZERS[optimizer](),
         batch_size=BATCH,
@@ -68,7 +68,7 @@ def trained(by, setting, coefficients=None, seed=2):
 def plain(optimizer, decay, c=0.0):
     """The weights of a Keras model that is trained in the ordinary way."""
     model = dense(problem(), [6]).build(0)
-    kernels = list(penalisable(model).values())
+    kernels = list(penalizable(model).values())
     for kernel in kernels:
         kernel.regularizer = keras.regularizers.L2(c)
     made = OPTIMIZERS[optimizer](weight_decay=decay)

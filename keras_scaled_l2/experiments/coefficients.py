@@ -11,7 +11,7 @@ import keras
 
 # Registers the rules, so that a config finds its class.
 import keras_scaled_l2.regularizers  # noqa: F401
-from keras_scaled_l2.attach import attach, bind, detach, penalised
+from keras_scaled_l2.attaching import attach, bind, detach, penalized
 from keras_scaled_l2.experiments.arms import Arm
 from keras_scaled_l2.experiments.errors import InputError, one_line
 from keras_scaled_l2.rule import effective_coefficient
@@ -20,7 +20,7 @@ from keras_scaled_l2.rule import effective_coefficient
 def coefficients(
     model: keras.Model, arm: Arm, *, samples: int, batch_size: int
 ) -> dict[str, float]:
-    """The effective coefficient of an arm's rule on each weight that it penalises.
+    """The effective coefficient of an arm's rule on each weight that it penalizes.
 
     Args:
         model: A built model; left as it was.
@@ -42,7 +42,7 @@ def coefficients(
         _attach(model, rule)
         try:
             bind(model, samples=samples, batch_size=batch_size)
-            weights = penalised(model)
+            weights = penalized(model)
         finally:
             detach(model)
     except (TypeError, ValueError) as error:
@@ -65,10 +65,10 @@ def _attach(model: keras.Model, rule: keras.Regularizer) -> None:
         attach(model, rule)
 
 
-def penalisable(model: keras.Model) -> dict[str, keras.Variable]:
+def penalizable(model: keras.Model) -> dict[str, keras.Variable]:
     """The weights that a rule is put on by default, by path."""
     _attach(model, keras.regularizers.L2(0.0))
-    chosen = [v for _, v, _ in penalised(model)]
+    chosen = [v for _, v, _ in penalized(model)]
     detach(model)
     names = paths(model)
     return {names[id(v)]: v for v in chosen}

@@ -20,7 +20,7 @@ from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments import grids
 from keras_scaled_l2.experiments.architectures import DEFAULT_HIDDEN, initial_weights
 from keras_scaled_l2.experiments.arms import DEFAULT_ARMS, DEFAULT_DROPOUT, Arm
-from keras_scaled_l2.experiments.coefficients import coefficients, paths, penalisable
+from keras_scaled_l2.experiments.coefficients import coefficients, paths, penalizable
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
 from keras_scaled_l2.experiments.page import html
 from keras_scaled_l2.experiments.plan import (
@@ -195,7 +195,7 @@ class Experiment:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         network = plan.network
-        self._penalties = penalisable(network)
+        self._penalties = penalizable(network)
         self._size = sum(elements(v.shape) for v in network.trainable_weights)
         self._arms = [self._record(arm) for arm in plan.arms]
         self._trainers: dict[tuple[bool, bool], Trainer] = {}

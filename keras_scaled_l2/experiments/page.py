@@ -29,13 +29,13 @@ DARK = {
     plots.PAPER: "#15181c",
     **dict(
         zip(
-            plots.COLOURS,
+            plots.COLORS,
             ("#9a9a9a", "#4aa3ff", "#ff8a3d", "#5fe0b4", "#f5b5e0", "#f0e6a8"),
             strict=True,
         )
     ),
 }
-"""Colour of the figures -> what it becomes on a dark page."""
+"""Color of the figures -> what it becomes on a dark page."""
 
 TASKS = {
     "binary": "two classes",
@@ -215,7 +215,7 @@ def _figures(drawings: Mapping[str, str]) -> str:
 
 
 def _inline(svg: str, name: str, heading: str, reading: str) -> str:
-    """The SVG as a part of the page: its own ids, the page's colours and size."""
+    """The SVG as a part of the page: its own ids, the page's colors and size."""
     svg = svg[svg.index("<svg") :]
     # Its style would hold for the whole page, which has the same rule for figures.
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
@@ -226,18 +226,18 @@ def _inline(svg: str, name: str, heading: str, reading: str) -> str:
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'xlink:href="#', f'href="#{name}-', svg)
     svg = svg.replace("url(#", f"url(#{name}-")
-    # Only in styles: a text may well read like a colour.
+    # Only in styles: a text may well read like a color.
     return re.sub(r'style="[^"]*"', lambda found: _themed(found[0]), svg)
 
 
 def _themed(style: str) -> str:
-    for colour in DARK:
-        style = style.replace(colour, f"var({_variable(colour)})")
+    for color in DARK:
+        style = style.replace(color, f"var({_variable(color)})")
     return style
 
 
-def _variable(colour: str) -> str:
-    return f"--c{colour[1:]}"
+def _variable(color: str) -> str:
+    return f"--c{color[1:]}"
 
 
 def _table(comparison: Comparison) -> str:
@@ -245,8 +245,8 @@ def _table(comparison: Comparison) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     rows = []
     for index, arm in enumerate(comparison.arms):
-        colour = _variable(plots.Look(arm, index).colour)
-        swatch = f'<span class="swatch" style="background: var({colour})"></span>'
+        color = _variable(plots.Look(arm, index).color)
+        swatch = f'<span class="swatch" style="background: var({color})"></span>'
         cells = "".join(f"<td>{cell(arm)}</td>" for cell in columns.values())
         name = f'<div class="arm">{swatch}<span>{escape(arm.name)}</span></div>'
         rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')

@@ -32,7 +32,7 @@ from keras_scaled_l2.experiments.arms import (
 from keras_scaled_l2.experiments.arrays import Arrays
 from keras_scaled_l2.experiments.coefficients import (
     every_layer,
-    penalisable,
+    penalizable,
     plain_names,
 )
 from keras_scaled_l2.experiments.errors import InputError, one_line, require, unknown
@@ -114,9 +114,9 @@ class Plan:
             "problem": problem.name,
             "task": problem.task,
             "data": _digest(*_arrays(problem.source.arrays)),
-            "standardise": problem.source.standardise,
+            "standardize": problem.source.standardize,
             "architecture": self.architecture.name,
-            # They follow from the layers, their shapes and how they are initialised.
+            # They follow from the layers, their shapes and how they are initialized.
             "initial weights": _digest(
                 *architectures.initial_weights(self.architecture.build(0))
             ),
@@ -199,7 +199,7 @@ def make_plan(
 def largest_kernel(network: keras.Model) -> int:
     """Number of weights of the largest tensor that a rule is put on by default."""
     try:
-        return max(elements(v.shape) for v in penalisable(network).values())
+        return max(elements(v.shape) for v in penalizable(network).values())
     except ValueError as error:
         raise InputError(f"model {network.name!r}: {one_line(error)}") from error
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from keras_scaled_l2.experiments.records import ArmRecord, Comparison
 
 INK, GRID, PAPER = "#222222", "#d9d9d9", "#ffffff"
-COLOURS = ("#777777", "#0072b2", "#d55e00", "#00664d", "#d070b0", "#501a1a")
-"""Apart from each other for every kind of colour vision, and from white (3:1)."""
+COLORS = ("#777777", "#0072b2", "#d55e00", "#00664d", "#d070b0", "#501a1a")
+"""Apart from each other for every kind of color vision, and from white (3:1)."""
 MARKERS = "osD^vPX<>phd"
-"""Twelve, so that arms that share a colour still differ."""
+"""Twelve, so that arms that share a color still differ."""
 METRICS = {"data_loss": "data loss", "accuracy": "accuracy"}
 WIDTH = 9.0
 DPI = 150
@@ -121,16 +121,16 @@ class Look:
 
     Args:
         arm: The arm.
-        index: Its place among all arms, which gives it its colour and its marker.
+        index: Its place among all arms, which gives it its color and its marker.
     """
 
     arm: ArmRecord
     index: int
 
     @property
-    def colour(self) -> str:
+    def color(self) -> str:
         """As ``#rrggbb``."""
-        return COLOURS[self.index % len(COLOURS)]
+        return COLORS[self.index % len(COLORS)]
 
     @property
     def marker(self) -> str:
@@ -335,13 +335,13 @@ def _draw_curves(axes: Any, look: Look, name: str, start: int) -> None:
         return
     epochs = range(start, start + len(values))
     low, high = zip(*map(_band, values), strict=True)
-    axes.fill_between(epochs, low, high, color=look.colour, alpha=0.15, linewidth=0)
+    axes.fill_between(epochs, low, high, color=look.color, alpha=0.15, linewidth=0)
     # The arms' markers at different epochs, so that none hides another.
     step = max(1, math.ceil(len(values) / 8))
     axes.plot(
         epochs,
         list(map(_mean, values)),
-        color=look.colour,
+        color=look.color,
         marker=look.marker,
         markersize=5,
         markevery=(look.index % step, step),
@@ -354,7 +354,7 @@ def _draw_training(axes: Any, look: Look) -> None:
     axes.plot(
         range(1, len(values) + 1),
         list(map(_mean, values)),
-        color=look.colour,
+        color=look.color,
         linestyle="--",
         linewidth=1.1,
         label=f"{look.arm.name}, training",
@@ -400,7 +400,7 @@ def _draw_seeds(axes: Any, arms: Sequence[Look], metric: str) -> None:
             linestyle="",
             marker=look.marker,
             markersize=5,
-            color=look.colour,
+            color=look.color,
             alpha=0.6,
             markeredgewidth=0,
             label=look.arm.name,
@@ -414,14 +414,14 @@ def _draw_means(axes: Any, arms: Sequence[Look], metric: str) -> None:
         if not values or not math.isfinite(_mean(values)):
             continue
         found = interval(values)
-        style = {"color": look.colour, "linewidth": 2.5, "solid_capstyle": "butt"}
+        style = {"color": look.color, "linewidth": 2.5, "solid_capstyle": "butt"}
         below = place + 0.25
         label = f"{look.arm.name}, interval"
         axes.plot(found or (), [below] * 2 if found else (), label=label, **style)
         axes.plot(
             [_mean(values)],
             [below],
-            color=look.colour,
+            color=look.color,
             marker="|",
             markersize=12,
             markeredgewidth=2.5,
@@ -444,7 +444,7 @@ def _draw_costs(axes: Any, look: Look) -> None:
         axes.plot(
             range(len(means)) if drawn else (),
             means if drawn else (),
-            color=look.colour,
+            color=look.color,
             linestyle=line,
             linewidth=2.2 if part == "penalty" else 1.5,
             marker=marker,
@@ -488,7 +488,7 @@ def _draw_ratios(
         for when in ("start", "end")
     ]
     for place, start, end in zip(places, *ends, strict=True):
-        axes.plot([start, end], [place] * 2, color=look.colour, label="_")
+        axes.plot([start, end], [place] * 2, color=look.color, label="_")
     for when, values in zip(("start", "end"), ends, strict=True):
         axes.plot(
             values,
@@ -496,8 +496,8 @@ def _draw_ratios(
             linestyle="",
             marker=look.marker,
             markersize=6,
-            color=look.colour,
-            markerfacecolor=PAPER if when == "start" else look.colour,
+            color=look.color,
+            markerfacecolor=PAPER if when == "start" else look.color,
             label=f"{look.arm.name}, {when}",
         )
 
@@ -531,7 +531,7 @@ def _handle(of: Look | str, *, hollow: bool = False, **options: Any) -> Any:
     if isinstance(of, str):
         face = {"markerfacecolor": PAPER} if hollow else {}
         return line([], [], color=INK, label=of, **face, **options)
-    return line([], [], color=of.colour, marker=of.marker, label=of.label)
+    return line([], [], color=of.color, marker=of.marker, label=of.label)
 
 
 def _finish(figure: Figure, handles: Sequence[Any], notes: Iterable[str]) -> None:

@@ -79,13 +79,13 @@ class Source:
     Args:
         name: Name of the problem, or the path it was read from.
         arrays: The arrays; validation and test set may be missing.
-        standardise: Whether features get mean 0 and standard deviation 1, both
+        standardize: Whether features get mean 0 and standard deviation 1, both
             measured on the training set of the split.
     """
 
     name: str
     arrays: Arrays
-    standardise: bool = False
+    standardize: bool = False
 
     def split(self, seed: int) -> Problem:
         """The problem with the missing sets drawn from the training set.
@@ -113,7 +113,7 @@ class Source:
             name=self.name,
             task=given.task,
             classes=given.classes,
-            **_named(sets, self.standardise),
+            **_named(sets, self.standardize),
             split_seed=seed if drawn else None,
             source=self,
         )
@@ -144,7 +144,7 @@ def load_problem(
     *,
     seed: int = 0,
     task: Task | None = None,
-    standardise: bool | None = None,
+    standardize: bool | None = None,
 ) -> Problem:
     """A problem by name, or from a user's own ``.npz`` file.
 
@@ -161,7 +161,7 @@ def load_problem(
         seed: Seed of the split.
         task: ``"binary"``, ``"classes"`` or ``"regression"``. Default: integers are
             classes, floating-point numbers are targets of a regression.
-        standardise: Scale features to mean 0 and standard deviation 1 as measured on
+        standardize: Scale features to mean 0 and standard deviation 1 as measured on
             the training set. Default: for breast-cancer only; pixels are divided by
             their largest value, arrays from a file are left as they are.
 
@@ -175,8 +175,8 @@ def load_problem(
         source = Source(text, checked(read_npz(text), name=text, task=task))
     else:
         raise unknown("problem", text, [*PROBLEMS, "path/to/file.npz"])
-    if standardise is not None:
-        source = dataclasses.replace(source, standardise=standardise)
+    if standardize is not None:
+        source = dataclasses.replace(source, standardize=standardize)
     return split(source, seed)
 
 
@@ -187,18 +187,18 @@ def split(problem: Problem | Source, seed: int) -> Problem:
 
 
 def _named(
-    sets: Mapping[str, tuple[np.ndarray, np.ndarray]], standardise: bool
+    sets: Mapping[str, tuple[np.ndarray, np.ndarray]], standardize: bool
 ) -> dict[str, np.ndarray]:
     arrays = {}
     mean, scale = np.float32(0), np.float32(1)
-    if standardise:
+    if standardize:
         x = sets["train"][0]
         mean = x.mean(axis=0, dtype=np.float64).astype("float32")
         scale = x.std(axis=0, dtype=np.float64).astype("float32")
         # A constant feature stays 0 instead of becoming 0 / 0.
         scale[scale == 0] = 1
     for name, (x, y) in sets.items():
-        arrays[f"x_{name}"] = (x - mean) / scale if standardise else x
+        arrays[f"x_{name}"] = (x - mean) / scale if standardize else x
         arrays[f"y_{name}"] = y
     return arrays
 
@@ -216,11 +216,11 @@ def _digits() -> Source:
 def _breast_cancer() -> Source:
     datasets = require("sklearn.datasets", "the problem breast-cancer")
     data = datasets.load_breast_cancer()
-    return _packaged("breast-cancer", data.data, data.target, standardise=True)
+    return _packaged("breast-cancer", data.data, data.target, standardize=True)
 
 
-def _packaged(name: str, x: Any, y: Any, standardise: bool = False) -> Source:
-    return Source(name, checked({"x_train": x, "y_train": y}, name=name), standardise)
+def _packaged(name: str, x: Any, y: Any, standardize: bool = False) -> Source:
+    return Source(name, checked({"x_train": x, "y_train": y}, name=name), standardize)
 
 
 def _downloaded(name: str) -> Source:

@@ -98,7 +98,7 @@ class RunRecord:
         seconds: Wall time of the training, compilation left out.
         final_cost: As ``starting_cost``, with the weights that were kept.
         setting: What was trained; differs between the seeds where it was tuned.
-        coefficients: Path of each penalised weight -> effective coefficient ``c``.
+        coefficients: Path of each penalized weight -> effective coefficient ``c``.
         gradient_ratios: ``"start"`` and ``"end"`` -> path -> norm of the penalty's
             gradient over norm of the data gradient, on one batch of training data,
             dropout off.
@@ -173,7 +173,7 @@ class ArmRecord:
         name: Name of the arm.
         rule: Config of its rule as it was given, or ``None``.
         dropout: Its dropout rate as it was given.
-        coefficients: Path of each penalised weight -> effective coefficient ``c`` of
+        coefficients: Path of each penalized weight -> effective coefficient ``c`` of
             the rule as it was given.
         runs: The runs that are finished, by order of seeds.
         weight_decay: Its decoupled weight decay as it was given.

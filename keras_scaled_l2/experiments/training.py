@@ -117,10 +117,10 @@ class Start(NamedTuple):
     """Of the whole training set."""
 
     gradients: dict[str, float]
-    """Path of each weight to penalise -> norm of its data gradient."""
+    """Path of each weight to penalize -> norm of its data gradient."""
 
     weights: dict[str, float]
-    """Path of each weight to penalise -> its norm."""
+    """Path of each weight to penalize -> its norm."""
 
 
 class Trainer:
@@ -129,12 +129,12 @@ class Trainer:
     Args:
         network: A built network; the trainer trains it and owns it from now on.
         weights: Its weights in the order in which initial values will be given.
-        penalties: Path, as the arms' coefficients name it -> the weight to penalise.
+        penalties: Path, as the arms' coefficients name it -> the weight to penalize.
         problem: Tells the task; the data of each run is given to the run.
         optimizer: An optimizer that nothing else uses.
         batch_size: Examples per step.
         decays: Whether runs may have the optimizer's weight decay, on the weights to
-            penalise; it costs a pass over them in each step.
+            penalize; it costs a pass over them in each step.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class Trainer:
 
     @property
     def coefficients(self) -> dict[str, keras.Variable]:
-        """Path of each weight to penalise -> the variable with its coefficient."""
+        """Path of each weight to penalize -> the variable with its coefficient."""
         return dict(self.model.coefficients)
 
     def warm_up(self, problem: Problem) -> None:
@@ -401,8 +401,8 @@ class Trainer:
             c = coefficients.get(path, 0.0)
             variable.assign(c)
             if _EAGER:  # an arm without a penalty need not pay
-                penalised = self._penalties[path]
-                penalised.regularizer = self._regularizers[path] if c else None
+                penalized = self._penalties[path]
+                penalized.regularizer = self._regularizers[path] if c else None
         for variable in self._rates:
             variable.assign(setting.dropout)
         if self._decay is not None:
@@ -416,11 +416,11 @@ class Trainer:
             variable.assign(np.array([int(value) % 2**31, 0]))
 
     def _weight_norms(self) -> dict[str, float]:
-        """Norm of each weight to penalise."""
+        """Norm of each weight to penalize."""
         return {path: norm(v) for path, v in self._penalties.items()}
 
     def _gradient_norms(self, problem: Problem) -> dict[str, float]:
-        """Norm of the data gradient of each penalised weight, on one batch."""
+        """Norm of the data gradient of each penalized weight, on one batch."""
         batch = next(iter(_part(problem, "train")))
         found = self._gradients(*map(ops.convert_to_tensor, batch))
         variables = self._network.trainable_variables

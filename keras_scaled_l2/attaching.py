@@ -13,7 +13,7 @@ from keras_scaled_l2.counts import (
     Weight,
     count_by_layer,
     elements,
-    penalised_weights,
+    penalized_weights,
     trainable_weights,
     walk,
 )
@@ -63,7 +63,7 @@ def attach(
         where: Which weights: a predicate ``(layer, variable) -> bool``, or a
             collection of layers (all their trainable kernels and embeddings) or
             variables. Default: trainable kernels and embeddings; never biases,
-            never the scales and offsets of a normalisation.
+            never the scales and offsets of a normalization.
 
     Returns:
         The paths of the weights that now carry the rule.
@@ -147,7 +147,7 @@ def bind(
     }
     weights = [
         weight
-        for weight in penalised_weights(model)
+        for weight in penalized_weights(model)
         if isinstance(weight.variable.regularizer, Rule)
     ]
     if _resolve(model, counts):
@@ -163,7 +163,7 @@ def bind(
     return [weight.variable.path for weight in weights]
 
 
-def penalised(model: keras.Model) -> list[tuple[str, keras.Variable, Any]]:
+def penalized(model: keras.Model) -> list[tuple[str, keras.Variable, Any]]:
     """The weights whose penalty is in the loss now.
 
     Args:
@@ -175,7 +175,7 @@ def penalised(model: keras.Model) -> list[tuple[str, keras.Variable, Any]]:
         carry no penalty.
     """
     check_built(model)
-    variables = [weight.variable for weight in penalised_weights(model)]
+    variables = [weight.variable for weight in penalized_weights(model)]
     return [(v.path, v, v.regularizer) for v in variables]
 
 
@@ -255,13 +255,13 @@ def _resolve(model: keras.Model, counts: Mapping[str, Any]) -> bool:
 
 
 def resolved(model: keras.Model, counts: Mapping[str, Any]) -> list[tuple[Weight, Any]]:
-    """The penalised weights with their regularizers, the rules resolved as by ``bind``.
+    """The penalized weights with their regularizers, the rules resolved as by ``bind``.
 
     Args:
         model: A built model; left as it is.
         counts: ``samples`` and ``batch_size``, each a number or ``None``.
     """
-    weights = penalised_weights(model)
+    weights = penalized_weights(model)
     by_layer = count_by_layer(weights)
     fans = _fans_by_config(weights)
     model_weights = sum(elements(w.variable.shape) for w in weights)
@@ -370,13 +370,13 @@ def _nothing_matched(
 ) -> str:
     if not any_trainable:
         return (
-            f"No weight of {model.name!r} is trainable, and Keras penalises only "
+            f"No weight of {model.name!r} is trainable, and Keras penalizes only "
             "trainable weights. Set layer.trainable = True first."
         )
     asked = "the default choice" if where is None else "where"
     return (
-        f"Nothing to penalise in {model.name!r}: {asked} matches none of its "
+        f"Nothing to penalize in {model.name!r}: {asked} matches none of its "
         f"{len(model.trainable_weights)} trainable weights. By default trainable "
-        "kernels and embeddings are penalised; choose others with "
+        "kernels and embeddings are penalized; choose others with "
         "where=lambda layer, variable: ..."
     )
