@@ -10,7 +10,8 @@ import keras
 import numpy as np
 
 from keras_scaled_l2.counts import walk
-from keras_scaled_l2.fitting import weight_decay_of
+from keras_scaled_l2.efolds import inert_sentence
+from keras_scaled_l2.fitting import plain_optimizer, weight_decay_of
 
 if TYPE_CHECKING:
     from keras_scaled_l2.report import WeightReport
@@ -21,7 +22,7 @@ class Finding:
     """One finding: a name from a closed set, and the sentence for a person.
 
     Names: ``nothing_penalized``, ``dominant_value``, ``dominant_gradient``, ``no_op``,
-    ``double_decay``, ``behind_batch_norm``.
+    ``inert``, ``double_decay``, ``behind_batch_norm``.
     """
 
     name: str
@@ -34,12 +35,14 @@ def find(
     cost: dict[str, float],
     gradient_ratio: float | None,
     optimizer: dict[str, Any],
+    updates: int | None = None,
 ) -> Iterator[Finding]:
     """The findings that hold, the gravest first."""
     if not weights:
         yield _nothing_penalized(model)
         return
     yield from _no_op(weights, optimizer)
+    yield from _inert(model, weights, updates)
     yield from _dominant(cost, gradient_ratio)
     yield from _double_decay(model, weights, optimizer)
     yield from _behind_batch_norm(model, weights)
@@ -99,6 +102,21 @@ def _no_op(
         f"{_resolution(worst.dtype):.2g}. Raise the strength; ScaledL2 can also divide "
         "by less (power below 1).",
     )
+
+
+def _inert(
+    model: keras.Model, weights: Sequence[WeightReport], updates: int | None
+) -> Iterator[Finding]:
+    """A penalty that does nothing in the whole training that is about to run."""
+    optimizer = plain_optimizer(model)
+    coefficients = [w.coefficient for w in weights if w.coefficient is not None]
+    if updates is None or optimizer is None or len(coefficients) < len(weights):
+        return
+    text = inert_sentence(
+        coefficients, optimizer, updates, weights=sum(w.count for w in weights)
+    )
+    if text is not None:
+        yield Finding("inert", text)
 
 
 def percent(share: float) -> str:

@@ -102,6 +102,7 @@ def cost_report(
     sample_weight: Any = None,
     samples: int | None = None,
     batch_size: int | None = None,
+    epochs: int | None = None,
 ) -> CostReport:
     """What the penalty of a model is and does, before the first step.
 
@@ -184,7 +185,16 @@ def cost_report(
         cost=cost,
         gradient_ratio=ratio,
         optimizer=optimizer,
-        findings=tuple(find(model, weights, cost, ratio, optimizer)),
+        findings=tuple(
+            find(
+                model,
+                weights,
+                cost,
+                ratio,
+                optimizer,
+                _updates(model, samples, batch_size, epochs),
+            )
+        ),
         elsewhere=_elsewhere(
             weights,
             optimizer,
@@ -195,6 +205,16 @@ def cost_report(
         samples=samples,
         batch_size=batch_size,
     )
+
+
+def _updates(
+    model: keras.Model, samples: int | None, batch_size: int | None, epochs: int | None
+) -> int | None:
+    """Updates of the weights in a training of so many epochs, where that is known."""
+    if samples is None or batch_size is None or epochs is None:
+        return None
+    steps = positive_count("epochs", epochs) * math.ceil(samples / batch_size)
+    return steps // accumulated_steps(model)
 
 
 def _check_optimizer(model: keras.Model, rules: Sequence[tuple[Weight, Any]]) -> None:
