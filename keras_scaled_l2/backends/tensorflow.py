@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras_scaled_l2.backends.loop import Data, Trainee, Values
 from keras_scaled_l2.counts import elements
 
-XLA_WEIGHTS = 50_000
+XLA_WEIGHTS = 0
 """From so many weights on XLA is faster than kernel by kernel, here on processors."""
 
 

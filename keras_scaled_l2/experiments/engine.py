@@ -31,8 +31,25 @@ COPIES = 8
 """Of a job's weights: themselves, the best, gradients, momenta, and what steps need."""
 
 Curves = Mapping[str, Sequence[float]]
+Norms = Mapping[str, Mapping[str, float]]
 Stop = Callable[[int, Curves], bool]
 NORMS = ("weight", "data_gradient", "penalty_gradient")
+
+
+class Watch:
+    """Hears of what an engine does; this one does nothing."""
+
+    def begin(self, place: int) -> None:
+        """The job of this place begins."""
+
+    def epoch(self, place: int, curves: Curves, norms: Norms) -> None:
+        """An epoch has ended.
+
+        Args:
+            place: Place of the job.
+            curves: Its curves so far, as ``Trained`` has them.
+            norms: Its norms at the first step of the epoch: kind -> weight -> norm.
+        """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,9 +111,9 @@ class Trained:
     """What a job left.
 
     Args:
-        curves: ``data_loss``, ``penalty``, ``val_data_loss``, and for classes
-            ``accuracy``, ``val_accuracy`` -> value by epoch; those of the training set
-            are means over the epoch, dropout on.
+        curves: ``data_loss``, ``penalty``, and for classes ``accuracy`` -> value by
+            epoch, means over the epoch with dropout on; the same with ``val_`` before
+            the name, of the validation set after the epoch.
         norms: ``weight``, ``data_gradient`` and ``penalty_gradient`` -> name of the
             weight -> norm at the first step of each epoch.
         best_epoch: Epoch of the lowest validation data loss, counted from 1.
@@ -191,6 +208,7 @@ class Engine:
         jobs: Iterable[Job],
         *,
         stop: Stop | None = None,
+        watch: Watch | None = None,
         evaluate: Sequence[str] = (),
         gradients: bool = False,
     ) -> Iterator[tuple[int, Trained]]:
@@ -200,6 +218,7 @@ class Engine:
             jobs: What to train. Neighbors with the same problem may share a batch.
             stop: ``(place of the job, its curves so far)`` -> whether it is to stop;
                 asked after each epoch.
+            watch: Hears of the beginning and of the epochs of each job.
             evaluate: Sets to evaluate at the end: ``"train"``, ``"test"``.
             gradients: Whether to measure gradients at the end, on one batch.
 
@@ -207,7 +226,7 @@ class Engine:
             ``(place of the job, what it left)``.
         """
         for group in self._groups(list(jobs)):
-            run = _Run(self, group, stop)
+            run = _Run(self, group, stop, watch)
             run.train()
             for k, index in enumerate(group):
                 yield index, run.result(k, evaluate, gradients)
@@ -222,10 +241,20 @@ class Engine:
         """Compile everything, so that no job's seconds hold the compilation."""
         initial = [self._initial[id(v)] for v in self._weights]
         job = Job(problem, initial, {}, seed=0, epochs=1)
-        run = _Run(self, {0: job}, None)
+        run = _Run(self, {0: job})
         run.epoch(steps=2)
         run.validate()
         run.result(0, ["train", "test"], gradients=True)
+
+    def learning_rate(self, job: Job, step: int) -> float:
+        """The learning rate of a job after so many steps."""
+        if job.learning_rate is not None:
+            return job.learning_rate
+        rate = self._optimizer.get_config()["learning_rate"]
+        if isinstance(rate, float):
+            return rate
+        schedule = keras.optimizers.schedules.deserialize(rate)
+        return float(ops.convert_to_numpy(schedule(step)))
 
     def _groups(self, jobs: Sequence[Job]) -> Iterator[dict[int, Job]]:
         """Neighbors with the same data, as many as train at once."""
@@ -292,10 +321,18 @@ class _Run:
         engine: The engine.
         jobs: Place of the job -> the job; all of one problem.
         stop: As in ``Engine.train``.
+        watch: As in ``Engine.train``.
     """
 
-    def __init__(self, engine: Engine, jobs: Mapping[int, Job], stop: Stop | None):
+    def __init__(
+        self,
+        engine: Engine,
+        jobs: Mapping[int, Job],
+        stop: Stop | None = None,
+        watch: Watch | None = None,
+    ) -> None:
         self._engine, self._loop = engine, engine._loop
+        self._watch = watch or Watch()
         self._places, self._jobs = list(jobs), list(jobs.values())
         self._stop = stop
         self._problem = self._jobs[0].problem
@@ -316,12 +353,18 @@ class _Run:
 
     def train(self) -> None:
         """All epochs of all jobs."""
+        for place in self._places:
+            self._watch.begin(place)
         while self._active.any():
             clock = time.perf_counter()
             self.epoch()
             self.validate()
             self._look_at_losses()
             self._seconds[self._active] += time.perf_counter() - clock
+            for k in np.flatnonzero(self._active).tolist():
+                self._watch.epoch(
+                    self._places[k], self._curves[k], self._norms(k, self._epoch - 1)
+                )
             self._active &= [not self._ends(k) for k in range(len(self._jobs))]
         if self._kept is not None:
             self._state = self._loop.go_back(self._state, self._kept)
@@ -362,7 +405,7 @@ class _Run:
         kept = last if self._jobs[k].patience is None else best
         return Trained(
             curves=curves,
-            norms=self._norms(k),
+            norms=self._all_norms(k),
             best_epoch=best,
             kept_epoch=kept,
             steps=int(self._steps[k]),
@@ -481,23 +524,25 @@ class _Run:
             names = names[:2]
         for k in np.flatnonzero(self._active):
             for name, value in zip(names, sums[k], strict=False):
-                if prefix and name == "penalty":
-                    continue
                 curve = self._curves[k].setdefault(prefix + name, [])
                 curve.append(float(value) / n)
 
-    def _norms(self, k: int) -> dict[str, dict[str, list[float]]]:
-        if not self._squares[k]:
-            return {}
-        # Epochs, weight or gradient, weights.
-        norms = np.sqrt(np.stack(self._squares[k]))
-        c = self._c[k]
-        columns = (norms[:, 0], norms[:, 1], 2.0 * c * norms[:, 0])
+    def _norms(self, k: int, epoch: int) -> dict[str, dict[str, float]]:
+        """Norms at the first step of an epoch: kind -> weight -> norm."""
+        weights, gradients = np.sqrt(self._squares[k][epoch])
+        columns = (weights, gradients, 2.0 * self._c[k] * weights)
         return {
-            kind: {
-                name: column[:, i].tolist() for i, name in enumerate(self._engine.names)
-            }
+            kind: dict(zip(self._engine.names, column.tolist(), strict=True))
             for kind, column in zip(NORMS, columns, strict=True)
+        }
+
+    def _all_norms(self, k: int) -> dict[str, dict[str, list[float]]]:
+        """``_norms`` of all epochs: kind -> weight -> norm by epoch."""
+        epochs = [self._norms(k, epoch) for epoch in range(len(self._squares[k]))]
+        return {
+            kind: {name: [norms[kind][name] for norms in epochs] for name in names}
+            for kind in NORMS
+            if (names := self._engine.names) and epochs
         }
 
     def _final_weights(self, k: int) -> list[np.ndarray]:
