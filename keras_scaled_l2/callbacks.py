@@ -6,7 +6,6 @@ import functools
 import math
 import os
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -25,13 +24,13 @@ from keras_scaled_l2.fitting import (
     updates,
 )
 from keras_scaled_l2.probe import (
-    GradientNorms,
     GradientProbe,
     StepRecord,
     probe_gradients,
     remove_stale_probe,
 )
 from keras_scaled_l2.rule import effective_coefficient
+from keras_scaled_l2.scalars import LAYOUT, cost_scalars, gradient_scalars
 from keras_scaled_l2.tensorboard import EventFile, EventFiles
 from keras_scaled_l2.validation import positive_count
 
@@ -222,7 +221,8 @@ class CostMonitor(keras.callbacks.Callback):
                 continue
             values = {}
             if prefix or self.update_freq == "epoch" or not self.gradients:
-                values = self._costs(*(float(logs[f"{prefix}{n}"]) for n in NAMES))
+                data, penalty = (float(logs[f"{prefix}{n}"]) for n in NAMES)
+                values = cost_scalars(data, penalty, self._start_penalty or 0.0)
             if not prefix:
                 rate = current_learning_rate(plain_optimizer(self.model))
                 if rate is not None:
@@ -248,7 +248,7 @@ class CostMonitor(keras.callbacks.Callback):
 
     def describe_layout(self, file: EventFile) -> None:
         """Writes which curves TensorBoard puts into one chart."""
-        file.layout(_LAYOUT)
+        file.layout(LAYOUT)
 
     def _warn_of_unseen_cost(self) -> None:
         model = self.model
@@ -279,74 +279,12 @@ class CostMonitor(keras.callbacks.Callback):
         # The last execution of an epoch may have fewer steps than the others.
         batches = min(self._batch, self.params.get("steps") or self._batch)
         step = (self._before + batches - 1) // self._accumulated
-        values = _gradient_scalars(record.norms, self.max_weights)
+        values = gradient_scalars(record.norms, self.max_weights)
         if self.update_freq != "epoch":
-            values |= self._costs(record.data_loss, record.penalty)
+            start = self._start_penalty or 0.0
+            values |= cost_scalars(record.data_loss, record.penalty, start)
         if self._files is not None:
             self._files.write("train", lambda file: file.scalars(values, step))
-
-    def _costs(self, data: float, penalty: float) -> dict[str, float]:
-        total = data + penalty
-        return {
-            "cost/total": total,
-            "cost/data": data,
-            "cost/penalty": penalty,
-            "cost/penalty_share": penalty / total if total else 0.0,
-            "cost/penalty_above_start": penalty - (self._start_penalty or 0.0),
-        }
-
-
-def _gradient_scalars(
-    norms: Mapping[str, GradientNorms], max_weights: int | None
-) -> dict[str, float]:
-    """The curves of a measured step: of all weights together, and of the largest."""
-    if not norms:
-        return {}
-    total = GradientNorms(
-        *(math.hypot(*column) for column in zip(*norms.values(), strict=True))
-    )
-    values = {
-        "global/weight_norm": total.weight,
-        "global/gradient_norm/data": total.data,
-        "global/gradient_norm/penalty": total.penalty,
-    }
-    if total.data > 0:
-        values["global/gradient_norm/ratio"] = total.penalty / total.data
-    by_penalty = sorted(
-        (path for path in norms if norms[path].coefficient > 0),
-        key=lambda path: -norms[path].penalty * norms[path].weight,
-    )
-    for path in (by_penalty or list(norms))[:max_weights]:
-        values |= _weight_scalars(path, norms[path])
-    return values
-
-
-def _weight_scalars(path: str, norms: GradientNorms) -> dict[str, float]:
-    values = {
-        f"penalty/{path}": norms.coefficient * norms.weight**2,
-        f"weight_norm/{path}": norms.weight,
-        f"gradient_norm/data/{path}": norms.data,
-        f"gradient_norm/penalty/{path}": norms.penalty,
-        f"coefficient/{path}": norms.coefficient,
-    }
-    if norms.data > 0:
-        values[f"gradient_norm/ratio/{path}"] = norms.penalty / norms.data
-    return values
-
-
-_LAYOUT = {
-    "Cost": {
-        "data and penalty": ["cost/data$", "cost/penalty$"],
-        "penalty above its start": ["cost/penalty_above_start$"],
-    },
-    "Gradients": {
-        "penalty gradient over data gradient, by weight": ["gradient_norm/ratio/.*"],
-        "data gradient and penalty gradient, all weights": [
-            "global/gradient_norm/data$",
-            "global/gradient_norm/penalty$",
-        ],
-    },
-}
 
 
 # Written with each run, so that TensorBoard's table has the same columns for all.

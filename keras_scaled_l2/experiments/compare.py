@@ -17,10 +17,18 @@ import keras
 import numpy as np
 
 from keras_scaled_l2.counts import elements
-from keras_scaled_l2.experiments import grids
+from keras_scaled_l2.experiments import grids, runs
 from keras_scaled_l2.experiments.architectures import DEFAULT_HIDDEN, initial_weights
 from keras_scaled_l2.experiments.arms import DEFAULT_ARMS, DEFAULT_DROPOUT, Arm
 from keras_scaled_l2.experiments.coefficients import coefficients, paths, penalizable
+from keras_scaled_l2.experiments.engine import (
+    Curves,
+    Engine,
+    Job,
+    Norms,
+    Trained,
+    Watch,
+)
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
 from keras_scaled_l2.experiments.page import html
 from keras_scaled_l2.experiments.plan import (
@@ -46,7 +54,6 @@ from keras_scaled_l2.experiments.records import (
     write_text,
 )
 from keras_scaled_l2.experiments.storage import Store
-from keras_scaled_l2.experiments.training import Start, Trainer
 from keras_scaled_l2.experiments.twin import VariableDropout, derive, matching_weights
 
 TRIAL_SEED = 2**20
@@ -133,7 +140,7 @@ def compare(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
+class _Task:
     """A run or a trial that is to be made."""
 
     arm: ArmRecord
@@ -145,6 +152,12 @@ class _Job:
         """Name of its record."""
         name = f"{self.arm.name}/seed-{self.seed}"
         return name if self.trial is None else f"{name}-trial-{self.trial}"
+
+    @property
+    def tried(self) -> Setting:
+        """What a trial tries."""
+        assert self.trial is not None
+        return self.arm.grid[self.trial]
 
 
 class _Shared:
@@ -159,7 +172,7 @@ class _Shared:
         self._plan = plan
         self._seed = seed
         self._initial: dict[int, list[np.ndarray]] = {}
-        self._starts: dict[Trainer, Start] = {}
+        self._start: Trained | None = None
 
     @functools.cached_property
     def data(self) -> Problem:
@@ -173,12 +186,11 @@ class _Shared:
             self._initial[seed] = drawn
         return self._initial[seed]
 
-    def start(self, trainer: Trainer) -> Start:
-        """What a trainer finds before the first step."""
-        if trainer not in self._starts:
-            found = trainer.start(self.data, self.initial(self._seed))
-            self._starts[trainer] = found
-        return self._starts[trainer]
+    def start(self, engine: Engine) -> Trained:
+        """What every engine finds before the first step: dropout and penalties off."""
+        if self._start is None:
+            self._start = engine.start(self.data, self.initial(self._seed))
+        return self._start
 
 
 class Experiment:
@@ -198,7 +210,7 @@ class Experiment:
         self._penalties = penalizable(network)
         self._size = sum(elements(v.shape) for v in network.trainable_weights)
         self._arms = [self._record(arm) for arm in plan.arms]
-        self._trainers: dict[tuple[bool, bool], Trainer] = {}
+        self._engines: dict[tuple[bool, bool], Engine] = {}
         self._runs: dict[tuple[str, int], RunRecord] = {}
         self._check_interrupt: Callable[[], None] = lambda: None
         if any(s.dropout for arm in self._arms for s in _settings(arm)):
@@ -266,71 +278,54 @@ class Experiment:
         return self.result()
 
     def _run_seed(self, seed: int, progress: Progress) -> None:
+        """All trials of a seed, then all its runs, as batches of jobs."""
         shared = _Shared(self.plan, seed)
-        for arm in self._arms:
-            trials = []
-            for number in range(len(arm.grid)):
-                job = _Job(arm, seed, number)
-                found = self._load(job)
-                if found is None:
-                    self._check_interrupt()
-                    progress.begin(arm.name, seed, number)
-                    trial = self._try(job, shared, progress)
-                    found = self._save(job, dataclasses.asdict(trial))
-                trials.append(Trial.from_dict(found))
-                progress.tried(arm.name, seed, number, trials[-1])
-            job = _Job(arm, seed)
-            found = self._load(job)
-            if found is None:
-                self._check_interrupt()
-                progress.begin(arm.name, seed)
-                run = self._run(job, _best(arm, trials), shared, progress)
-                run = dataclasses.replace(run, trials=tuple(trials))
-                found = self._save(job, run.to_dict())
+        tasks = [_Task(a, seed, n) for a in self._arms for n in range(len(a.grid))]
+        trials: dict[str, list[Trial]] = {arm.name: [] for arm in self._arms}
+        for task, found in self._all(tasks, [t.tried for t in tasks], shared, progress):
+            tried = Trial.from_dict(found)
+            trials[task.arm.name].append(tried)
+            assert task.trial is not None
+            progress.tried(task.arm.name, seed, task.trial, tried)
+        tasks = [_Task(arm, seed) for arm in self._arms]
+        settings = [_best(arm, trials[arm.name]) for arm in self._arms]
+        for task, found in self._all(tasks, settings, shared, progress):
             record = RunRecord.from_dict(found)
-            self._runs[arm.name, seed] = record
-            progress.finish(arm.name, record)
+            name = task.arm.name
+            record = dataclasses.replace(record, trials=tuple(trials[name]))
+            self._runs[name, seed] = record
+            progress.finish(name, record)
         # The runs are saved; their statistics are worth a look once all arms are there.
         self._write_json()
 
-    def _run(
-        self, job: _Job, setting: Setting, shared: _Shared, progress: Progress
-    ) -> RunRecord:
-        found = self._coefficients(job.arm.name, setting)
-        trainer = self._trainer(job.arm, progress)
-        return trainer.run(
-            shared.data,
-            shared.initial(job.seed),
-            found,
-            seed=job.seed,
-            epochs=self.plan.epochs,
-            setting=setting,
-            start=shared.start(trainer),
-            patience=self.plan.patience,
-            log_dir=self._events(job),
-            hparams=_hparams(job, setting, found),
-            callbacks=[_Report(progress, self._check_interrupt)],
-        )
+    def _all(
+        self,
+        tasks: Sequence[_Task],
+        settings: Sequence[Setting],
+        shared: _Shared,
+        progress: Progress,
+    ) -> Iterator[tuple[_Task, dict[str, Any]]]:
+        """The records of tasks: those that are found, then the others, as they end."""
+        waiting: dict[tuple[bool, bool], list[tuple[_Task, Setting]]] = {}
+        for task, setting in zip(tasks, settings, strict=True):
+            found = self._load(task)
+            if found is not None:
+                yield task, found
+            else:
+                kind = _kind(task.arm)
+                waiting.setdefault(kind, []).append((task, setting))
+        for kind, pairs in waiting.items():
+            engine = self._engine(kind, progress)
+            training = _Training(self, engine, pairs, shared, progress)
+            yield from training.records()
 
-    def _try(self, job: _Job, shared: _Shared, progress: Progress) -> Trial:
-        assert job.trial is not None
-        setting = job.arm.grid[job.trial]
-        return self._trainer(job.arm, progress).trial(
-            shared.data,
-            shared.initial(_trial_seed(job.seed)),
-            self._coefficients(job.arm.name, setting),
-            seed=_trial_seed(job.seed),
-            epochs=self.plan.epochs,
-            setting=setting,
-            patience=self.plan.patience,
-            callbacks=[_Report(progress, self._check_interrupt)],
-        )
-
-    def _events(self, job: _Job) -> pathlib.Path | None:
+    def _events(self, task: _Task) -> pathlib.Path | None:
         """The folder for the curves of a run, without those of one that broke off."""
         if self.plan.directory is None:
             return None
-        folder = self.plan.directory / "tensorboard" / job.arm.name / f"seed-{job.seed}"
+        folder = (
+            self.plan.directory / "tensorboard" / task.arm.name / f"seed-{task.seed}"
+        )
         shutil.rmtree(folder, ignore_errors=True)
         return folder
 
@@ -355,21 +350,20 @@ class Experiment:
             batch_size=self.plan.batch_size,
         )
 
-    def _trainer(self, arm: ArmRecord, progress: Progress) -> Trainer:
-        """The trainer of an arm: one for those with dropout, one for those without.
+    def _engine(self, kind: tuple[bool, bool], progress: Progress) -> Engine:
+        """The engine for jobs with or without dropout, with or without decay.
 
-        A step with weight decay reads all weights once more, so it is another one.
+        Random numbers cost more than a small network, and a step with weight decay
+        reads all weights once more: each is another program.
         """
-        drops = any(s.dropout for s in _settings(arm))
-        decays = any(s.weight_decay for s in _settings(arm))
-        if (drops, decays) not in self._trainers:
+        if kind not in self._engines:
             progress.compile()
-            trainer = self._make_trainer(drops=drops, decays=decays)
-            trainer.warm_up(self.plan.problem)
-            self._trainers[drops, decays] = trainer
-        return self._trainers[drops, decays]
+            engine = self._make_engine(*kind)
+            engine.warm_up(self.plan.problem)
+            self._engines[kind] = engine
+        return self._engines[kind]
 
-    def _make_trainer(self, *, drops: bool, decays: bool) -> Trainer:
+    def _make_engine(self, drops: bool, decays: bool) -> Engine:
         network = self.plan.architecture.build(self.plan.seeds[0])
         twin = network
         weight = {id(v): v for v in network.weights}
@@ -377,7 +371,7 @@ class Experiment:
             twin = derive(network, 0.5, seed=0, dropout=VariableDropout)
             weight = {id(v): t for v, t in matching_weights(network, twin)}
         path = paths(network)
-        return Trainer(
+        return Engine(
             twin,
             weights=[weight[id(v)] for v in network.weights],
             penalties={
@@ -396,14 +390,14 @@ class Experiment:
         with contextlib.nullcontext() if self._store is None else self._store.locked():
             yield
 
-    def _load(self, job: _Job) -> dict[str, Any] | None:
-        return None if self._store is None else self._store.load(job.name)
+    def _load(self, task: _Task) -> dict[str, Any] | None:
+        return None if self._store is None else self._store.load(task.name)
 
-    def _save(self, job: _Job, record: dict[str, Any]) -> dict[str, Any]:
+    def _save(self, task: _Task, record: dict[str, Any]) -> dict[str, Any]:
         """The record as it will be read again, saved where there is a directory."""
         plain: dict[str, Any] = finite(record)
         if self._store is not None:
-            self._store.save(job.name, plain)
+            self._store.save(task.name, plain)
         return plain
 
     def _write_json(self) -> None:
@@ -429,6 +423,107 @@ class Experiment:
             write_text(folder / "comparison.html", html(result, drawings))
 
 
+class _Training(Watch):
+    """Tasks that one engine trains, and their records.
+
+    Args:
+        experiment: What they belong to.
+        engine: What trains them.
+        pairs: Each task with the setting that it comes to.
+        shared: What the tasks of the seed share.
+        progress: Told of what happens.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        engine: Engine,
+        pairs: Sequence[tuple[_Task, Setting]],
+        shared: _Shared,
+        progress: Progress,
+    ) -> None:
+        self._experiment, self._engine, self._shared = experiment, engine, shared
+        self._pairs, self._progress = pairs, progress
+        self._jobs = [self._job(task, setting) for task, setting in pairs]
+        self._events: dict[int, runs.RunEvents] = {}
+        is_trial = pairs[0][0].trial is not None
+        self._asked: dict[str, Any] = {} if is_trial else _EVERYTHING
+
+    def records(self) -> Iterator[tuple[_Task, dict[str, Any]]]:
+        """Trains, and gives each record once it is saved."""
+        try:
+            for place, trained in self._engine.train(
+                self._jobs, watch=self, **self._asked
+            ):
+                task, setting = self._pairs[place]
+                record = self._record(place, setting, trained)
+                yield task, self._experiment._save(task, record)
+        finally:
+            for events in self._events.values():
+                events.close()
+
+    def begin(self, place: int) -> None:
+        """Opens the files of a run."""
+        self._experiment._check_interrupt()
+        task, setting = self._pairs[place]
+        self._progress.begin(task.arm.name, task.seed, task.trial)
+        folder = None if task.trial is not None else self._experiment._events(task)
+        if folder is not None:
+            job = self._jobs[place]
+            self._events[place] = runs.RunEvents(
+                folder,
+                job,
+                start_penalty=runs.starting_penalty(job, self._start),
+                engine=self._engine,
+                hparams=_hparams(task, setting, job.coefficients),
+            )
+
+    def epoch(self, place: int, curves: Curves, norms: Norms) -> None:
+        """Tells the progress, and writes the curves."""
+        self._experiment._check_interrupt()
+        if place in self._events:
+            self._events[place].epoch(place, curves, norms)
+        self._progress.epoch({name: values[-1] for name, values in curves.items()})
+
+    @property
+    def _start(self) -> Trained:
+        return self._shared.start(self._engine)
+
+    def _job(self, task: _Task, setting: Setting) -> Job:
+        plan = self._experiment.plan
+        seed = task.seed if task.trial is None else _trial_seed(task.seed)
+        return Job(
+            self._shared.data,
+            self._shared.initial(seed),
+            self._experiment._coefficients(task.arm.name, setting),
+            seed=seed,
+            epochs=plan.epochs,
+            dropout=setting.dropout,
+            weight_decay=setting.weight_decay,
+            patience=plan.patience,
+        )
+
+    def _record(self, place: int, setting: Setting, trained: Trained) -> dict[str, Any]:
+        if not self._asked:
+            return dataclasses.asdict(runs.trial(setting, trained))
+        job, engine = self._jobs[place], self._engine
+        record = runs.record(job, setting, self._start, trained, engine)
+        if place in self._events:
+            self._events[place].test(record.test, trained.steps)
+            self._events.pop(place).close()
+        return record.to_dict()
+
+
+_EVERYTHING = {"evaluate": ("train", "test"), "gradients": True}
+"""What a run that counts is asked at its end; a trial is not."""
+
+
+def _kind(arm: ArmRecord) -> tuple[bool, bool]:
+    """Whether an arm may have dropout, and weight decay."""
+    settings = _settings(arm)
+    return any(s.dropout for s in settings), any(s.weight_decay for s in settings)
+
+
 def _settings(arm: ArmRecord) -> list[Setting]:
     """Everything that an arm may come to."""
     return [Setting(arm.rule, arm.dropout, arm.weight_decay), *arm.grid]
@@ -447,33 +542,18 @@ def _best(arm: ArmRecord, trials: Sequence[Trial]) -> Setting:
 
 
 def _hparams(
-    job: _Job, setting: Setting, found: Mapping[str, float]
+    task: _Task, setting: Setting, found: Mapping[str, float]
 ) -> dict[str, float | str]:
     """What TensorBoard's table sorts the runs by."""
     rule = setting.rule
     return {
-        "arm": job.arm.name,
-        "seed": float(job.seed),
+        "arm": task.arm.name,
+        "seed": float(task.seed),
         "rule": "none" if rule is None else str(rule["class_name"]),
         "coefficient": max(found.values(), default=0.0),
         "dropout": setting.dropout,
         "weight_decay": setting.weight_decay,
     }
-
-
-class _Report(keras.callbacks.Callback):
-    """Tells the progress of each epoch; nothing after each batch, which would cost."""
-
-    async_safe = True
-
-    def __init__(self, progress: Progress, check_interrupt: Callable[[], None]) -> None:
-        super().__init__()
-        self._progress = progress
-        self._check_interrupt = check_interrupt
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._check_interrupt()
-        self._progress.epoch(dict(logs or {}))
 
 
 def _device() -> str:

@@ -108,9 +108,12 @@ class RunRecord:
         kept_epoch: Epoch whose weights were kept: the best if training stops early,
             else the last.
         steps: Steps that were trained.
-        curves: Name of a quantity (``data_loss``, ``penalty``, ``accuracy``,
-            ``val_data_loss``, ``val_accuracy``) -> its value by epoch; those of the
-            training set are means over the epoch, dropout on.
+        curves: Name of a quantity (``data_loss``, ``penalty``, ``accuracy``, and these
+            with ``val_`` before) -> its value by epoch; those of the training set are
+            means over the epoch, dropout on.
+        norms: ``weight``, ``data_gradient`` and ``penalty_gradient`` -> path of each
+            weight that a penalty may be put on -> norm at the first step of each
+            epoch, before clipping.
         trials: What was tried on the validation data first; empty if nothing was
             tuned.
     """
@@ -132,6 +135,7 @@ class RunRecord:
     kept_epoch: int | None = None
     steps: int | None = None
     curves: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    norms: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
 
     @classmethod
@@ -149,6 +153,10 @@ class RunRecord:
         parts["curves"] = {
             name: [_number(value) for value in values]
             for name, values in data.get("curves", {}).items()
+        }
+        parts["norms"] = {
+            kind: {path: [_number(v) for v in values] for path, values in norms.items()}
+            for kind, norms in data.get("norms", {}).items()
         }
         parts["gradient_ratios"] = {
             when: {path: _number(value) for path, value in ratios.items()}
