@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import keras

@@ -35,6 +35,7 @@ def find(
     cost: dict[str, float],
     gradient_ratio: float | None,
     optimizer: dict[str, Any],
+    *,
     updates: int | None = None,
 ) -> Iterator[Finding]:
     """The findings that hold, the gravest first."""

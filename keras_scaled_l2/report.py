@@ -120,6 +120,8 @@ def cost_report(
             on it. Not taken from ``x``, which may be a part.
         batch_size: Examples of a training step, likewise. Without it rules keep what
             they were bound with, and data pass through the model 256 at a time.
+        epochs: Epochs of the training that is about to run. With ``samples`` and
+            ``batch_size`` the report says if the penalty is inert over it.
 
     Returns:
         The report; print it.
@@ -192,7 +194,7 @@ def cost_report(
                 cost,
                 ratio,
                 optimizer,
-                _updates(model, samples, batch_size, epochs),
+                updates=_updates(model, samples, batch_size, epochs),
             )
         ),
         elsewhere=_elsewhere(
