@@ -1,0 +1,206 @@
+"""Which strengths to train next: a pure function of what has been measured.
+
+Strengths lie on a lattice: ``None`` is no penalty, a whole number ``k`` a strength that
+the space gives to it, half a decade of e-folds apart (a tenth for dropout rates). The
+search begins in the middle, goes a decade to both sides, on while the best lies at an
+end, and then to the neighbors of the best; first on few blocks (seeds and folds), then
+with the rest of the blocks on those that may be the best, and on no penalty.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from keras_scaled_l2.experiments.results.curve import Block
+
+Place = int | None
+"""Of a strength on the lattice; ``None`` is no penalty."""
+
+CLOSE = 0.05
+"""A neighbor within 5 % of the best on the first blocks is measured on all."""
+HOPELESS = 0.1
+"""A training 10 % above another strength's end is not going to be the best."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """Where the search may go.
+
+    Args:
+        blocks: All blocks, in the order in which they are used.
+        middle: Where the search begins.
+        step: How far it goes to both sides, and each time that it widens.
+        lowest: Weakest place that is not inert.
+        highest: Strongest place.
+        screening: Blocks that decide where to look closer.
+    """
+
+    blocks: tuple[Block, ...]
+    middle: int = 0
+    step: int = 2
+    lowest: int = -3
+    highest: int = 10
+    screening: int = 2
+
+    @property
+    def first(self) -> tuple[Block, ...]:
+        """The blocks of the screening."""
+        return self.blocks[: self.screening]
+
+
+Measurements = Mapping[Place, Mapping[Block, float]]
+"""Place -> block -> value of the criterion, lower is better."""
+
+
+def next_jobs(measured: Measurements, space: Space) -> list[tuple[Place, Block]]:
+    """The jobs of the next round; empty when the search has ended.
+
+    Args:
+        measured: What was measured so far; not finite where training diverged.
+        space: Where to search.
+    """
+    for places in _screened(measured, space):
+        jobs = _lacking(places, space.first, measured)
+        if jobs:
+            return jobs
+    for places in _confirmed(measured, space):
+        jobs = _lacking(places, space.blocks, measured)
+        if jobs:
+            return jobs
+    return []
+
+
+def grid_jobs(
+    places: Sequence[Place], blocks: Sequence[Block], measured: Measurements
+) -> list[tuple[Place, Block]]:
+    """The jobs of a grid that the user gave: all of it, in one round."""
+    return _lacking(places, blocks, measured)
+
+
+def _screened(measured: Measurements, space: Space) -> list[list[Place]]:
+    """The places to screen, stage by stage; later ones follow from earlier ones."""
+    low = max(space.lowest, space.middle - space.step)
+    high = min(space.highest, space.middle + space.step)
+    stages: list[list[Place]] = [[None, space.middle], [low, high]]
+    if all(not _lacking(s, space.first, measured) for s in stages):
+        stages.append(_around(_best(measured, space.first), measured, space))
+    return stages
+
+
+def _around(best: Place, measured: Measurements, space: Space) -> list[Place]:
+    """Beyond the best where it lies at an end, else its neighbors on the lattice."""
+    known = sorted(k for k in measured if k is not None)
+    if best is None:
+        # Between nothing and the weakest penalty that was tried.
+        return [max(space.lowest, known[0] - 1)]
+    if best == known[-1] and best < space.highest:
+        return [min(space.highest, best + space.step)]
+    return [k for k in (best - 1, best + 1) if space.lowest <= k <= space.highest]
+
+
+def _confirmed(measured: Measurements, space: Space) -> list[list[Place]]:
+    """What all blocks are to be spent on: best and no penalty, then close neighbors."""
+    best = _best(measured, space.first)
+    seen: set[Place] = set()
+    stages: list[list[Place]] = []
+    while best not in seen:
+        seen.add(best)
+        stages.append([best, None])
+        near = [k for k in _neighbors(best, measured) if _close(k, best, measured)]
+        stages.append(near)
+        complete = [k for k in measured if len(measured[k]) == len(space.blocks)]
+        if best not in complete:
+            break
+        best = min(complete, key=lambda k: _mean(measured[k], space.blocks))
+    return stages
+
+
+def _neighbors(best: Place, measured: Measurements) -> list[Place]:
+    known = sorted(k for k in measured if k is not None)
+    order: list[Place] = [None, *known]
+    i = order.index(best)
+    return [order[j] for j in (i - 1, i + 1) if 0 <= j < len(order)]
+
+
+def _close(place: Place, best: Place, measured: Measurements) -> bool:
+    """Whether a place is within 5 % of the best on the blocks that both have."""
+    shared = sorted(measured[place].keys() & measured[best].keys())
+    ours, theirs = (_mean(measured[k], shared) for k in (place, best))
+    return ours <= theirs + CLOSE * abs(theirs)
+
+
+def _best(measured: Measurements, blocks: Sequence[Block]) -> Place:
+    whole = [k for k in measured if all(b in measured[k] for b in blocks)]
+    # No penalty first, then the weaker one: of equals the simpler.
+    whole.sort(key=lambda k: -math.inf if k is None else k)
+    return min(whole, key=lambda k: _mean(measured[k], blocks))
+
+
+def _mean(values: Mapping[Block, float], blocks: Sequence[Block]) -> float:
+    found = [values[b] for b in blocks]
+    return statistics.fmean(found) if all(map(math.isfinite, found)) else math.inf
+
+
+def _lacking(
+    places: Sequence[Place], blocks: Sequence[Block], measured: Measurements
+) -> list[tuple[Place, Block]]:
+    # Block by block: neighbors in the engine share their data.
+    return [
+        (place, block)
+        for block in blocks
+        for place in dict.fromkeys(places)
+        if block not in measured.get(place, {})
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A training of another strength on the same block.
+
+    Args:
+        e_folds: Its place on the axis.
+        losses: Validation data loss by epoch.
+    """
+
+    e_folds: float
+    losses: Sequence[float]
+
+    @property
+    def turned(self) -> int | None:
+        """Epoch (from 1) of its lowest loss, if the loss has turned up since."""
+        lowest = min(range(len(self.losses)), key=lambda i: self.losses[i])
+        return lowest + 1 if lowest + 1 < len(self.losses) else None
+
+
+def is_hopeless(
+    e_folds: float, losses: Sequence[float], others: Sequence[Finished]
+) -> bool:
+    """Whether a training may stop since it will not be the best on its block.
+
+    It is compared with trainings of the same block that have ended: hopeless is a
+    lowest loss that is 10 % above another's, at an epoch at which that one had its
+    lowest loss already. Stronger penalties learn later, so a stronger one is compared
+    with a weaker one only if the weaker one's loss has turned up, and after that.
+
+    Args:
+        e_folds: Of the training.
+        losses: Its validation data losses so far.
+        others: Trainings that have ended.
+    """
+    lowest = min(losses)
+    for other in others:
+        if not all(map(math.isfinite, other.losses)):
+            continue
+        reached = other.turned
+        if reached is None:
+            # It was still learning when it ended: one that is weaker tells nothing.
+            if other.e_folds < e_folds:
+                continue
+            reached = len(other.losses)
+        end = min(other.losses)
+        if len(losses) > reached and lowest > end + HOPELESS * abs(end):
+            return True
+    return False
