@@ -12,17 +12,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from keras_scaled_l2.experiments.results.curve import Block
 
 Place = int | None
 """Of a strength on the lattice; ``None`` is no penalty."""
 
-CLOSE = 0.05
-"""A neighbor within 5 % of the best on the first blocks is measured on all."""
-HOPELESS = 0.1
-"""A training 10 % above another strength's end is not going to be the best."""
+CLOSE = 0.01
+"""A neighbor within 1 % of the best on the first blocks is measured on all."""
+HOPELESS = 0.25
+"""A training 25 % above another strength's end is not going to be the best."""
+PATIENCE = 2
+"""So many epochs after that strength's best one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +64,8 @@ def next_jobs(measured: Measurements, space: Space) -> list[tuple[Place, Block]]
         measured: What was measured so far; not finite where training diverged.
         space: Where to search.
     """
-    for places in _screened(measured, space):
-        jobs = _lacking(places, space.first, measured)
-        if jobs:
-            return jobs
-    for places in _confirmed(measured, space):
-        jobs = _lacking(places, space.blocks, measured)
+    for places, blocks in _stages(measured, space):
+        jobs = _lacking(places, blocks, measured)
         if jobs:
             return jobs
     return []
@@ -80,42 +78,34 @@ def grid_jobs(
     return _lacking(places, blocks, measured)
 
 
-def _screened(measured: Measurements, space: Space) -> list[list[Place]]:
-    """The places to screen, stage by stage; later ones follow from earlier ones."""
+def _stages(
+    measured: Measurements, space: Space
+) -> Iterator[tuple[Sequence[Place], Sequence[Block]]]:
+    """Places and the blocks that they need; each stage follows from those before it."""
     low = max(space.lowest, space.middle - space.step)
     high = min(space.highest, space.middle + space.step)
-    stages: list[list[Place]] = [[None, space.middle], [low, high]]
-    if all(not _lacking(s, space.first, measured) for s in stages):
-        stages.append(_around(_best(measured, space.first), measured, space))
-    return stages
+    yield [None, space.middle], space.first
+    yield [low, high], space.first
+    penalized: Measurements = {k: v for k, v in measured.items() if k is not None}
+    yield _around(_best(penalized, space.first), penalized, space), space.first
+    best, seen = _best(measured, space.first), set[Place]()
+    while best not in seen:
+        seen.add(best)
+        yield [best, None], space.blocks
+        if best is not None:
+            yield _around(best, measured, space), space.first
+        near = _neighbors(best, measured)
+        yield [k for k in near if _close(k, best, measured)], space.blocks
+        complete = {k: v for k, v in measured.items() if len(v) == len(space.blocks)}
+        best = _best(complete, space.blocks)
 
 
 def _around(best: Place, measured: Measurements, space: Space) -> list[Place]:
     """Beyond the best where it lies at an end, else its neighbors on the lattice."""
-    known = sorted(k for k in measured if k is not None)
-    if best is None:
-        # Between nothing and the weakest penalty that was tried.
-        return [max(space.lowest, known[0] - 1)]
-    if best == known[-1] and best < space.highest:
+    assert best is not None
+    if best == max(k for k in measured if k is not None) and best < space.highest:
         return [min(space.highest, best + space.step)]
     return [k for k in (best - 1, best + 1) if space.lowest <= k <= space.highest]
-
-
-def _confirmed(measured: Measurements, space: Space) -> list[list[Place]]:
-    """What all blocks are to be spent on: best and no penalty, then close neighbors."""
-    best = _best(measured, space.first)
-    seen: set[Place] = set()
-    stages: list[list[Place]] = []
-    while best not in seen:
-        seen.add(best)
-        stages.append([best, None])
-        near = [k for k in _neighbors(best, measured) if _close(k, best, measured)]
-        stages.append(near)
-        complete = [k for k in measured if len(measured[k]) == len(space.blocks)]
-        if best not in complete:
-            break
-        best = min(complete, key=lambda k: _mean(measured[k], space.blocks))
-    return stages
 
 
 def _neighbors(best: Place, measured: Measurements) -> list[Place]:
@@ -126,7 +116,7 @@ def _neighbors(best: Place, measured: Measurements) -> list[Place]:
 
 
 def _close(place: Place, best: Place, measured: Measurements) -> bool:
-    """Whether a place is within 5 % of the best on the blocks that both have."""
+    """Whether a place is within 1 % of the best on the blocks that both have."""
     shared = sorted(measured[place].keys() & measured[best].keys())
     ours, theirs = (_mean(measured[k], shared) for k in (place, best))
     return ours <= theirs + CLOSE * abs(theirs)
@@ -181,8 +171,8 @@ def is_hopeless(
     """Whether a training may stop since it will not be the best on its block.
 
     It is compared with trainings of the same block that have ended: hopeless is a
-    lowest loss that is 10 % above another's, at an epoch at which that one had its
-    lowest loss already. Stronger penalties learn later, so a stronger one is compared
+    lowest loss that is 25 % above another's, two epochs after that one had its lowest
+    loss. Stronger penalties learn later, so a stronger one is compared
     with a weaker one only if the weaker one's loss has turned up, and after that.
 
     Args:
@@ -201,6 +191,6 @@ def is_hopeless(
                 continue
             reached = len(other.losses)
         end = min(other.losses)
-        if len(losses) > reached and lowest > end + HOPELESS * abs(end):
+        if len(losses) >= reached + PATIENCE and lowest > end + HOPELESS * abs(end):
             return True
     return False

@@ -379,11 +379,14 @@ class Tuner:
     ) -> bool:
         """Whether a training may stop; decided by earlier rounds alone.
 
-        Otherwise the order in which workers finish would decide.
+        Otherwise the order in which workers finish would decide. Only on the blocks of
+        the screening: what goes on to the others may be the best, and is measured.
         """
-        axis = self.plan.axis
+        axis, plan = self.plan.axis, self.plan
         strength, *block = key
-        if self.plan.criterion != "data_loss" or axis.kind == DROPOUT:
+        if plan.criterion != "data_loss" or axis.kind == DROPOUT or plan.grid:
+            return False
+        if tuple(block) not in plan.space.first:
             return False
         others = [
             Finished(

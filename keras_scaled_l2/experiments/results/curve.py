@@ -84,8 +84,8 @@ def curve(samples: Sequence[Sample], *, higher_is_better: bool = False) -> Curve
     blocks do not decide. **One standard error**: the strongest penalty whose mean is
     within ``std / sqrt(n)`` of the best, over its ``n`` blocks (Breiman et al. 1984,
     section 3.4.3). **Plateau**: the strengths next to each other around the best whose
-    mean is within 2 % of it, or within half its paired interval, if that is more; its
-    ends are where the curve, straight in the logarithm, leaves that. **No penalty is
+    mean is within 2 % of it, or within half its paired interval, if that is more and it has
+    all blocks; its ends are where the curve, straight in the logarithm, leaves that. **No penalty is
     as good** unless its paired difference to the best is beyond Student's t, corrected
     for all strengths (Bonferroni), since the best was picked by looking.
 
@@ -117,7 +117,13 @@ def curve(samples: Sequence[Sample], *, higher_is_better: bool = False) -> Curve
         estimates=tuple(_turned(e, sign) for e in estimates),
         best=best,
         one_standard_error=chosen,
-        plateau=_plateau(samples, estimates, best, center + tolerance),
+        plateau=_plateau(
+            samples,
+            estimates,
+            best,
+            center + tolerance,
+            [len(v) == len(reference) for v in values],
+        ),
         edge=len(samples) > 1
         and best in positive
         and (best == positive[-1] or (none is None and best == positive[0])),
@@ -174,12 +180,19 @@ def _standard_error(values: Sequence[float]) -> float:
 
 
 def _plateau(
-    samples: Sequence[Sample], estimates: Sequence[Estimate], best: int, limit: float
+    samples: Sequence[Sample],
+    estimates: Sequence[Estimate],
+    best: int,
+    limit: float,
+    whole: Sequence[bool],
 ) -> tuple[float, float]:
     def bound(i: int) -> float:
         """What the mean must not exceed: 2 %, or what the blocks can tell."""
         low = estimates[i].low
-        return limit if low is None else max(limit, center + estimates[i].mean - low)
+        # Two blocks can tell nothing; that is no reason to recommend a strength.
+        if low is None or not whole[i]:
+            return limit
+        return max(limit, center + estimates[i].mean - low)
 
     def belongs(i: int) -> bool:
         return estimates[i].mean <= bound(i)
