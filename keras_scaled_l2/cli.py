@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = _parser().parse_args(argv)
+        arguments.argv = sys.argv[1:] if argv is None else list(argv)
     except SystemExit as end:
         return int(end.code or 0)
     run: Callable[[argparse.Namespace], int] = arguments.run
@@ -183,6 +185,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             **{name: value for name, value in given.items() if value is not None},
         )
         experiment = Experiment(plan)
+        experiment.command = _without_seeds(arguments.argv)
         comparison = experiment.run(choose(not arguments.quiet))
     except InputError as error:
         return _say(f"error: {error}", WRONG_INPUT)
@@ -202,6 +205,17 @@ def _compare(arguments: argparse.Namespace) -> int:
         f"curves: tensorboard --logdir {arguments.directory}/tensorboard"
     )
     return 0
+
+
+def _without_seeds(argv: Sequence[str]) -> str:
+    """The command line again, but for the number of seeds."""
+    kept = list(argv)
+    for i, word in enumerate(argv):
+        if word == "--seeds":
+            del kept[i : i + 2]
+        elif word.startswith("--seeds="):
+            del kept[i]
+    return shlex.join([PROGRAM, *kept])
 
 
 def _say(line: str, code: int) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from keras_scaled_l2 import cli
+from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.plan import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_EPOCHS,
@@ -18,7 +19,6 @@ from keras_scaled_l2.experiments.plan import (
     DEFAULT_SEEDS,
 )
 from keras_scaled_l2.experiments.records import Comparison, read_json
-from keras_scaled_l2.experiments.training import Trainer
 
 # Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
 pytestmark = pytest.mark.filterwarnings(
@@ -39,8 +39,8 @@ def small(tmp_path):
 @pytest.fixture
 def untrained(monkeypatch):
     """Fails the test if any training starts."""
-    for name in ("run", "warm_up"):
-        monkeypatch.setattr(Trainer, name, lambda *_, **__: pytest.fail("trained"))
+    for name in ("train", "warm_up"):
+        monkeypatch.setattr(Engine, name, lambda *_, **__: pytest.fail("trained"))
 
 
 def test_compare_prints_the_table_and_writes_the_files(small, tmp_path, capsys):

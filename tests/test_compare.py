@@ -5,21 +5,24 @@ import dataclasses
 import io
 import json
 import math
+import re
 import tempfile
+from typing import ClassVar
 
 import keras
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from keras_scaled_l2 import CostMonitor, ScaledL2
-from keras_scaled_l2.experiments import Arm, Comparison, compare, training
+from keras_scaled_l2 import ScaledL2
+from keras_scaled_l2.experiments import Arm, Comparison, compare, runs
 from keras_scaled_l2.experiments.arrays import checked
+from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.problems import Source, split
 from keras_scaled_l2.experiments.progress import Bar, Lines, Silent, choose
 from keras_scaled_l2.experiments.records import read_json
-from keras_scaled_l2.experiments.training import Trainer
+from keras_scaled_l2.scalars import LAYOUT
 
 # Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
 pytestmark = pytest.mark.filterwarnings(
@@ -127,6 +130,17 @@ def test_same_call_gives_the_same_numbers(made):
     assert without_seconds(small()) == without_seconds(comparison)
 
 
+def assert_charts_are_filled(tags, penalized):
+    """Every tag that a chart of the layout names is in the event files."""
+    for charts in LAYOUT.values():
+        for patterns in charts.values():
+            for pattern in patterns:
+                assert any(re.fullmatch(pattern.rstrip("$"), tag) for tag in tags)
+    names = [tag for tag in tags if tag.startswith("gradient_norm/ratio/")]
+    assert len(names) == 2
+    assert penalized in (True, False)
+
+
 def test_directory_holds_json_page_and_curves(made):
     comparison, folder = made
     assert Comparison.from_dict(read_json(folder / "comparison.json")) == comparison
@@ -142,6 +156,8 @@ def test_directory_holds_json_page_and_curves(made):
                     for value in event.summary.value
                 }
                 assert {"cost/data", "cost/penalty"} <= tags
+                if part == "train":
+                    assert_charts_are_filled(tags, penalized=arm != "none")
                 assert ("test/data_loss" in tags) is (part == "train")
     page = (folder / "comparison.html").read_text()
     assert all(arm in page for arm in ARMS)
@@ -213,36 +229,50 @@ def test_strength_zero_and_dropout_zero_equal_none_exactly():
     assert all(run == first for run in others)
 
 
-def test_one_network_is_compiled_once_for_all_arms_and_seeds(monkeypatch):
-    traces, trainers = [], []
-    call, made = training._Trainee.call, Trainer.__init__
+class Counting(keras.layers.Layer):
+    """Counts how often Python calls it: once for each trace."""
 
-    def spy(self, inputs, training=None):
-        traces.append(training)
-        return call(self, inputs, training=training)
+    calls: ClassVar[list[int]] = []
+
+    def call(self, inputs):
+        self.calls.append(1)
+        return inputs
+
+
+def test_one_network_is_compiled_once_for_all_arms_and_seeds(monkeypatch):
+    engines, made = [], Engine.__init__
+
+    def network():
+        layers = [keras.layers.Dense(8, "relu"), Counting(), keras.layers.Dense(1)]
+        return keras.Sequential([keras.Input((6,)), *layers])
 
     def count(self, *arguments, **options):
-        trainers.append(self)
+        engines.append(self)
         made(self, *arguments, **options)
 
-    monkeypatch.setattr(training._Trainee, "call", spy)
-    monkeypatch.setattr(Trainer, "__init__", count)
-    small(arms=["none"], seeds=1, epochs=1)
-    once = len(traces)
-    assert len(trainers) == 1
-    traces.clear()
-    trainers.clear()
-    small(arms=["none", "l2", "scaled", "sample"], seeds=2, tune=2)
-    assert len(trainers) == 1
-    # Torch traces nothing: there the model itself runs at every step.
-    if keras.config.backend() != "torch":
-        assert len(traces) == once
-    traces.clear()
-    trainers.clear()
-    small(arms=["none", "dropout", "l2+dropout"], seeds=2, tune=2)
-    assert len(trainers) == 2
-    if keras.config.backend() != "torch":
-        assert len(traces) == 2 * once
+    monkeypatch.setattr(Engine, "__init__", count)
+    # Once for each seed, and in warming up, and never again in training.
+    traced, warm = [], Engine.warm_up
+
+    def warm_up(self, problem):
+        warm(self, problem)
+        Counting.calls.clear()
+        traced.append(self)
+
+    monkeypatch.setattr(Engine, "warm_up", warm_up)
+    train = Engine.train
+
+    def train_and_look(self, *arguments, **options):
+        before = len(Counting.calls)
+        yield from train(self, *arguments, **options)
+        if keras.config.backend() != "torch":  # there it runs at every step
+            assert len(Counting.calls) == before
+
+    monkeypatch.setattr(Engine, "train", train_and_look)
+    small(model=network, arms=["none", "l2", "scaled", "sample"], tune=2)
+    assert len(engines) == len(traced) == 1
+    small(model=network, arms=["none", "dropout", "l2+dropout"], tune=2)
+    assert len(engines) == len(traced) == 3
 
 
 def test_arm_of_ones_own_stands_beside_the_named_ones():
@@ -322,8 +352,8 @@ def dense_model(units=1, features=6, regularizer=None):
     ],
 )
 def test_wrong_input_is_refused_before_any_training(options, expected, monkeypatch):
-    monkeypatch.setattr(Trainer, "run", lambda *_, **__: pytest.fail("trained"))
-    monkeypatch.setattr(Trainer, "warm_up", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(Engine, "train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(Engine, "warm_up", lambda *_: pytest.fail("trained"))
     with pytest.raises(InputError) as error:
         small(**options)
     assert expected in str(error.value)
@@ -346,13 +376,13 @@ class Interrupting(Silent):
 
 def test_interrupted_comparison_keeps_what_is_finished(tmp_path, made, monkeypatch):
     ended = []
-    real = CostMonitor.on_train_end
+    real = runs.RunEvents.close
 
-    def spy(self, logs=None):
+    def spy(self):
         ended.append(self)
-        real(self, logs)
+        real(self)
 
-    monkeypatch.setattr(CostMonitor, "on_train_end", spy)
+    monkeypatch.setattr(runs.RunEvents, "close", spy)
     with pytest.raises(KeyboardInterrupt):
         small(directory=tmp_path, progress=Interrupting())
     saved = Comparison.from_dict(read_json(tmp_path / "comparison.json"))

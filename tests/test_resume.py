@@ -19,10 +19,10 @@ import pytest
 from keras_scaled_l2 import cli
 from keras_scaled_l2.experiments import Comparison, compare
 from keras_scaled_l2.experiments.arrays import checked
+from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.records import read_json
-from keras_scaled_l2.experiments.training import Trainer
 
 # Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
 pytestmark = pytest.mark.filterwarnings(
@@ -66,8 +66,8 @@ def no_figures(monkeypatch):
 
 @pytest.fixture
 def untrained(monkeypatch):
-    for name in ("run", "trial", "warm_up"):
-        monkeypatch.setattr(Trainer, name, lambda *_, **__: pytest.fail("trained"))
+    for name in ("train", "warm_up"):
+        monkeypatch.setattr(Engine, name, lambda *_, **__: pytest.fail("trained"))
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pytest
 from keras_scaled_l2 import HalfLifeL2, PriorL2, SampleL2, ScaledL2
 from keras_scaled_l2.experiments import Arm, compare, grids
 from keras_scaled_l2.experiments.arrays import checked
+from keras_scaled_l2.experiments.engine import Engine, _Run
 from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.records import Setting
-from keras_scaled_l2.experiments.training import Trainer
 
 # Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
 pytestmark = pytest.mark.filterwarnings(
@@ -146,17 +146,21 @@ def calls():
 
 @pytest.fixture(scope="module")
 def tuned(calls):
+    real = Engine.train
+
+    def spy(self, jobs, **options):
+        jobs = list(jobs)
+        for place, found in real(self, jobs, **options):
+            kind = "run" if options.get("evaluate") else "trial"
+            calls.append((kind, jobs[place], found))
+            yield place, found
+
     with pytest.MonkeyPatch.context() as patch:
-        for kind in ("trial", "run"):
-            real = getattr(Trainer, kind)
-
-            def spy(self, problem, initial, coefficients, *, _real=real, **options):
-                found = _real(self, problem, initial, coefficients, **options)
-                calls.append((_real.__name__, initial, coefficients, options, found))
-                return found
-
-            patch.setattr(Trainer, kind, spy)
-        return small()
+        patch.setattr(Engine, "train", spy)
+        comparison = small()
+    # What a seed starts from is measured by a job that trains no epoch.
+    calls[:] = [call for call in calls if call[1].epochs]
+    return comparison
 
 
 def without_test(run):
@@ -194,61 +198,48 @@ def test_test_set_has_no_part_in_the_choice(tuned):
 
 
 def test_trials_never_ask_for_the_test_set(monkeypatch):
-    asked, real = [], Trainer._evaluate
-    trying = []
+    asked, real = [], _Run._evaluate
 
-    def spy(self, problem, name):
-        asked.append((bool(trying), name))
-        return real(self, problem, name)
+    def spy(self, part):
+        asked.append((self._jobs[0].seed, part))
+        return real(self, part)
 
-    trial = Trainer.trial
-
-    def try_it(self, *args, **options):
-        trying.append(1)
-        try:
-            return trial(self, *args, **options)
-        finally:
-            trying.clear()
-
-    monkeypatch.setattr(Trainer, "_evaluate", spy)
-    monkeypatch.setattr(Trainer, "trial", try_it)
-    monkeypatch.setattr(Trainer, "warm_up", lambda *_: None)
+    monkeypatch.setattr(_Run, "_evaluate", spy)
+    monkeypatch.setattr(Engine, "warm_up", lambda *_: None)
     small(arms=["l2"], seeds=1)
-    assert (True, "test") not in asked
-    assert asked.count((False, "test")) == 1
+    assert {part for seed, part in asked if seed == 2**20} == {"validation"}
+    assert asked.count((0, "test")) == 1
 
 
 def test_every_training_has_the_same_budget(tuned, calls):
-    assert {options["epochs"] for *_, options, _ in calls} == {3}
-    assert {options["patience"] for *_, options, _ in calls} == {None}
+    assert {(job.epochs, job.patience) for _, job, _ in calls} == {(3, None)}
     assert {run.steps for arm in tuned.arms for run in arm.runs} == {9}
     kinds = [kind for kind, *_ in calls]
     assert (kinds.count("trial"), kinds.count("run")) == (2 * 2 * 3, 2 * 3)
 
 
-def test_trials_start_from_other_weights_than_the_run_that_counts(calls):
+def test_trials_start_from_other_weights_than_the_run_that_counts(tuned, calls):
     starts = {"trial": {}, "run": {}}
-    for kind, initial, _, options, found in calls:
-        seed = found.seed if kind == "run" else options["seed"] - 2**20
-        starts[kind].setdefault(seed, set()).add(initial[0].tobytes())
+    for kind, job, _ in calls:
+        seed = job.seed % 2**20
+        starts[kind].setdefault(seed, set()).add(job.initial[0].tobytes())
     for by_seed in starts.values():
         # The same for all arms, another for each seed.
         assert [len(v) for v in by_seed.values()] == [1, 1]
     together = [v for by_seed in starts.values() for v in by_seed.values()]
     assert len(set().union(*together)) == 4
-    seeds = {options["seed"] for *_, options, _ in calls}
-    assert seeds == {0, 1, 2**20, 2**20 + 1}
+    assert {job.seed for _, job, _ in calls} == {0, 1, 2**20, 2**20 + 1}
 
 
 def test_coefficients_are_those_of_the_setting_chosen(tuned, calls):
-    for kind, _, coefficients, options, found in calls:
-        setting = options["setting"]
-        if kind == "run":
-            assert found.setting == setting
-            assert found.coefficients == coefficients
-        if setting.rule and setting.rule["class_name"] == "SampleL2":
-            c = setting.rule["config"]["strength"] / (2 * 48)
-            assert list(coefficients.values()) == pytest.approx([c, c])
+    runs = {(arm.name, run.seed): run for arm in tuned.arms for run in arm.runs}
+    trained = {str(sorted(j.coefficients.items())) for k, j, _ in calls if k == "run"}
+    for run in runs.values():
+        rule = run.setting.rule
+        if rule and rule["class_name"] == "SampleL2":
+            c = rule["config"]["strength"] / (2 * 48)
+            assert list(run.coefficients.values()) == pytest.approx([c, c])
+        assert str(sorted(run.coefficients.items())) in trained
     given = tuned["l2"].coefficients
     assert set(given.values()) == {2.5e-4}
 
@@ -302,14 +293,15 @@ def test_training_set_is_measured_with_the_weights_that_were_kept(stopped):
 
 
 def test_trials_stop_early_and_are_judged_by_their_best_epoch(monkeypatch):
-    curves, real = [], Trainer._fit
+    curves, real = [], Engine.train
 
-    def spy(self, *args, **options):
-        fitted = real(self, *args, **options)
-        curves.append(fitted.curves["val_data_loss"])
-        return fitted
+    def spy(self, jobs, **options):
+        for place, found in real(self, jobs, **options):
+            if found.steps:
+                curves.append(found.curves["val_data_loss"])
+            yield place, found
 
-    monkeypatch.setattr(Trainer, "_fit", spy)
+    monkeypatch.setattr(Engine, "train", spy)
     options = {"epochs": 40, "learning_rate": 0.5, "patience": 2, "seeds": 1}
     run = small(arms=["l2"], **options)["l2"].runs[0]
     assert len(curves) == 4

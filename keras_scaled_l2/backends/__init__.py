@@ -10,7 +10,7 @@ import keras
 KNOWN = ("tensorflow", "jax", "torch")
 
 
-def current() -> Any:
+def current_backend() -> Any:
     """The module of the backend that Keras runs on.
 
     Raises:

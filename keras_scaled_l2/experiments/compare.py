@@ -206,6 +206,8 @@ class Experiment:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self.command: str | None = None
+        """The command line that asked for it, but for the seeds."""
         network = plan.network
         self._penalties = penalizable(network)
         self._size = sum(elements(v.shape) for v in network.trainable_weights)
@@ -253,6 +255,7 @@ class Experiment:
             ),
             patience=plan.patience,
             task=plan.problem.task,
+            command=self.command,
         )
 
     def run(self, progress: Progress) -> Comparison:

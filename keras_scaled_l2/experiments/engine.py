@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_scaled_l2 import backends
+from keras_scaled_l2.backends import current_backend
 from keras_scaled_l2.backends.loop import Data, State, Trainee, TrainingLoop, Values
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments.architectures import gives_probabilities
@@ -189,7 +189,7 @@ class Engine:
             penalized=tuple(place[id(v)] for v in penalties.values()),
             decays=decays,
         )
-        kind = backends.current().TrainingLoop
+        kind = current_backend().TrainingLoop
         self._batched = kind.batches_jobs if batched is None else batched
         self._loop: TrainingLoop = kind(self._trainee, batched=self._batched)
         size = sum(elements(v.shape) for v in network.variables)
@@ -250,11 +250,18 @@ class Engine:
         """The learning rate of a job after so many steps."""
         if job.learning_rate is not None:
             return job.learning_rate
-        rate = self._optimizer.get_config()["learning_rate"]
-        if isinstance(rate, float):
-            return rate
-        schedule = keras.optimizers.schedules.deserialize(rate)
+        place = self._rate_place()
+        if place is not None:
+            return float(self._fresh[place])
+        config = self._optimizer.get_config()["learning_rate"]
+        schedule = keras.optimizers.schedules.deserialize(config)
         return float(ops.convert_to_numpy(schedule(step)))
+
+    def _rate_place(self) -> int | None:
+        """Where the optimizer's variables hold its learning rate; not in a schedule."""
+        rate = self._optimizer.learning_rate
+        places = [i for i, v in enumerate(self._optimizer.variables) if v is rate]
+        return places[0] if places else None
 
     def _groups(self, jobs: Sequence[Job]) -> Iterator[dict[int, Job]]:
         """Neighbors with the same data, as many as train at once."""
@@ -289,8 +296,8 @@ class Engine:
             found[id(variable)] = np.array([int(seed) % 2**31, 0], variable.dtype)
         optimizer = list(self._fresh)
         if job.learning_rate is not None:
-            rate = self._optimizer.learning_rate
-            place = [v is rate for v in self._optimizer.variables].index(True)
+            place = self._rate_place()
+            assert place is not None  # checked
             optimizer[place] = np.asarray(job.learning_rate, optimizer[place].dtype)
         c = [job.coefficients.get(name, 0.0) for name in self.names]
         return Values(
@@ -307,6 +314,11 @@ class Engine:
             raise ValueError(
                 f"coefficients for {sorted(unknown)}: expected only the weights "
                 f"{self.names}."
+            )
+        if job.learning_rate is not None and self._rate_place() is None:
+            raise ValueError(
+                f"learning_rate={job.learning_rate}: the engine's optimizer has a "
+                "schedule. Make the engine with a number as learning rate."
             )
         if job.dropout and not self._drops:
             raise ValueError(f"dropout={job.dropout}: this engine has no dropout.")
@@ -401,7 +413,7 @@ class _Run:
         """What a job left."""
         curves = self._curves[k]
         last = len(curves.get("val_data_loss", ()))
-        best = int(self._best_epoch[k]) or last
+        best = int(self._best_epoch[k]) or min(1, last)
         kept = last if self._jobs[k].patience is None else best
         return Trained(
             curves=curves,

@@ -101,8 +101,10 @@ def html(comparison: Comparison, drawings: Mapping[str, str] | None = None) -> s
 
 
 def _result(comparison: Comparison) -> str:
+    answer = "".join(f"<p>{escape(x)}</p>\n" for x in tables.first_screen(comparison))
+    shown = f'<div class="answer">\n{answer}</div>\n' if answer else ""
     lines = "\n".join(f"<li>{escape(x)}</li>" for x in tables.conclusions(comparison))
-    return f'<ul class="result">\n{lines}\n</ul>'
+    return f'{shown}<ul class="result">\n{lines}\n</ul>'
 
 
 def _compared(comparison: Comparison) -> dict[str, str]:
@@ -387,6 +389,8 @@ h3 { font-size: 1.05rem; margin: 1.5rem 0 0.5rem; }
 p, figcaption { max-width: 46rem; }
 .result { background: var(--box); border-left: 4px solid var(--c0072b2);
   margin: 0; padding: 0.75rem 1rem 0.75rem 2rem; }
+.answer { margin: 0 0 1rem; font-size: 1.1rem; }
+.answer p { color: var(--ink); }
 .result li + li { margin-top: 0.4rem; }
 dl { margin: 0; }
 dl div { display: grid; grid-template-columns: 12rem 1fr; gap: 0 1rem;

@@ -151,6 +151,8 @@ class Difference:
             to the best arm.
         seeds: Number of pairs.
         mean: Mean of ``arm - versus``.
+        std: Standard deviation (n - 1) of ``arm - versus`` over the seeds, no smaller
+            than the resolution of the metric; ``None`` for one seed.
         low: Lower end of the 95 % interval of this difference alone; ``None`` for one
             seed, as the other ends.
         high: Its upper end.
@@ -165,6 +167,7 @@ class Difference:
     family: Family
     seeds: int
     mean: float
+    std: float | None
     low: float | None
     high: float | None
     low_corrected: float | None
@@ -291,6 +294,7 @@ def _differences(
         if arm == versus:
             continue
         p, corrected = p_values[frozenset([arm, versus])]
+        gaps = [a - b for a, b in zip(runs, values[versus], strict=True)]
         alone, together = (
             paired_difference(
                 runs, values[versus], comparisons=number, resolution=resolution
@@ -304,6 +308,7 @@ def _differences(
                 family=family,
                 seeds=len(runs),
                 mean=alone.mean,
+                std=max(statistics.stdev(gaps), resolution) if len(gaps) > 1 else None,
                 low=alone.low,
                 high=alone.high,
                 low_corrected=together.low,

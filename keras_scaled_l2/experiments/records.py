@@ -203,9 +203,16 @@ class ArmRecord:
         return {f"test_{name}": mean_std(self.test(name)) for name in METRICS}
 
     def test(self, metric: str) -> list[float]:
-        """The test metric of every run; empty where the task does not have it."""
-        values = [getattr(run.test, metric) for run in self.runs]
-        return [value for value in values if value is not None]
+        """The test metric of every run; empty where the task does not have it.
+
+        NaN for a run that diverged: an accuracy or a calibration error of outputs that
+        are not numbers is a number all the same, and says nothing.
+        """
+        values = [
+            (getattr(run.test, metric), math.isfinite(run.test.data_loss))
+            for run in self.runs
+        ]
+        return [v if finite else math.nan for v, finite in values if v is not None]
 
     def to_dict(self) -> dict[str, Any]:
         """The arm as it stands in comparison.json."""
@@ -245,6 +252,8 @@ class Comparison:
         patience: Epochs without a lower validation data loss after which training
             stops and goes back to the best; ``None`` if it does not stop early.
         task: ``"binary"``, ``"classes"`` or ``"regression"``.
+        command: The command that made it, but for the seeds; ``None`` if it was called
+            from Python.
     """
 
     problem: str
@@ -261,6 +270,7 @@ class Comparison:
     arms: tuple[ArmRecord, ...]
     patience: int | None = None
     task: str = "classes"
+    command: str | None = None
 
     def __getitem__(self, name: str) -> ArmRecord:
         """The arm of this name."""

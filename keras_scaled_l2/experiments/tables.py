@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
+from keras_scaled_l2.experiments.answer import answer
 from keras_scaled_l2.experiments.paired import (
     EXACT_SEEDS,
     RANDOM_FLIPS,
@@ -65,7 +66,7 @@ def text(comparison: Comparison) -> str:
     """The tables, the conclusions, and what the columns mean, 120 columns wide."""
     names, results, penalties = _columns(comparison)
     contests = _contests(comparison)
-    parts = [_wrapped(setting(comparison))]
+    parts = [*map(_wrapped, first_screen(comparison)), _wrapped(setting(comparison))]
     for title, columns in (
         ("Results", results),
         ("What the penalty was and did", penalties),
@@ -89,6 +90,7 @@ def markdown(comparison: Comparison) -> str:
     title = f"{comparison.problem}: {', '.join(arm.name for arm in comparison.arms)}"
     parts = [
         f"# {_safe(title)}",
+        *map(_safe, first_screen(comparison)),
         _safe(setting(comparison)),
         _marked([names, *results, *penalties]),
     ]
@@ -103,11 +105,21 @@ def markdown(comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def first_screen(comparison: Comparison) -> list[str]:
+    """The answer by test data loss, in sentences for somebody who reads no more."""
+    metric = METRICS[0]
+    return answer(comparison, _contest(comparison, metric), metric.name)
+
+
 def statistics(comparison: Comparison) -> dict[str, Any]:
     """The differences between the arms, by metric, and the conclusions in words."""
     contests = _contests(comparison)
     by_metric = {f"test_{m.key}": found.to_dict() for m, found in contests.items()}
-    return {**by_metric, "conclusions": _sentences(comparison, contests)}
+    return {
+        **by_metric,
+        "answer": first_screen(comparison),
+        "conclusions": _sentences(comparison, contests),
+    }
 
 
 def setting(comparison: Comparison) -> str:
@@ -174,11 +186,8 @@ def _by_seed(arm: ArmRecord, key: str) -> dict[int, float]:
     """A test metric by seed: NaN where the loss is not finite, whatever it counts."""
     if not arm.test(key):
         return {}
-    values = {
-        run.seed: getattr(run.test, key) if math.isfinite(run.test.data_loss) else None
-        for run in arm.runs
-    }
-    return {seed: math.nan if v is None else v for seed, v in values.items()}
+    seeds = [run.seed for run in arm.runs]
+    return dict(zip(seeds, arm.test(key), strict=True))
 
 
 def _about_metric(metric: Metric, found: Contest) -> Iterable[str]:
