@@ -34,7 +34,7 @@ PRIVATE = {
     },
 }
 # The commands stand above both halves.
-COMMANDS = {"cli", "cli_numbers", "__main__"}
+COMMANDS = {"cli", "cli_numbers", "cli_tune", "__main__"}
 
 
 def modules():

@@ -19,8 +19,8 @@ from keras_scaled_l2.experiments.results.curve import Block
 Place = int | None
 """Of a strength on the lattice; ``None`` is no penalty."""
 
-CLOSE = 0.01
-"""A neighbor within 1 % of the best on the first blocks is measured on all."""
+CLOSE = 0.03
+"""A neighbor within 3 % of the best on the first blocks is measured on all."""
 HOPELESS = 0.25
 """A training 25 % above another strength's end is not going to be the best."""
 PATIENCE = 2
@@ -86,8 +86,9 @@ def _stages(
     high = min(space.highest, space.middle + space.step)
     yield [None, space.middle], space.first
     yield [low, high], space.first
-    penalized: Measurements = {k: v for k, v in measured.items() if k is not None}
-    yield _around(_best(penalized, space.first), penalized, space), space.first
+    penalized = [k for k in measured if k is not None]
+    first = min(penalized, key=lambda k: (_screened(measured, k, space), k))
+    yield _around(first, measured, space), space.first
     best, seen = _best(measured, space.first), set[Place]()
     while best not in seen:
         seen.add(best)
@@ -100,12 +101,23 @@ def _stages(
         best = _best(complete, space.blocks)
 
 
-def _around(best: Place, measured: Measurements, space: Space) -> list[Place]:
+def _screened(measured: Measurements, place: Place, space: Space) -> float:
+    """Mean over the blocks of the screening; infinite for one that lacks some."""
+    values = measured[place]
+    whole = all(b in values for b in space.first)
+    return _mean(values, space.first) if whole else math.inf
+
+
+def _around(best: int, measured: Measurements, space: Space) -> list[Place]:
     """Beyond the best where it lies at an end, else its neighbors on the lattice."""
-    assert best is not None
-    if best == max(k for k in measured if k is not None) and best < space.highest:
+    known = [k for k in measured if k is not None]
+    if best == max(known) and best < space.highest:
         return [min(space.highest, best + space.step)]
-    return [k for k in (best - 1, best + 1) if space.lowest <= k <= space.highest]
+    lower, higher = best - 1, best + 1
+    if best == min(known) and _best(measured, space.first) is None:
+        # Below it the curve only goes back to no penalty, which is better.
+        lower = best
+    return [k for k in (lower, higher) if space.lowest <= k <= space.highest]
 
 
 def _neighbors(best: Place, measured: Measurements) -> list[Place]:
@@ -116,7 +128,7 @@ def _neighbors(best: Place, measured: Measurements) -> list[Place]:
 
 
 def _close(place: Place, best: Place, measured: Measurements) -> bool:
-    """Whether a place is within 1 % of the best on the blocks that both have."""
+    """Whether a place is within 3 % of the best on the blocks that both have."""
     shared = sorted(measured[place].keys() & measured[best].keys())
     ours, theirs = (_mean(measured[k], shared) for k in (place, best))
     return ours <= theirs + CLOSE * abs(theirs)

@@ -128,7 +128,7 @@ def tune(
         "workers": workers,
         "directory": directory,
     }
-    rate = 0.0
+    rate: float | None = None
     if isinstance(rule, str) and "+" in rule:
         penalty = _penalty_beside_dropout(rule)
         below = None if directory is None else os.path.join(directory, DROPOUT)
@@ -214,7 +214,7 @@ class Tuner:
             problem=base.problem.name,
             architecture=base.architecture.name,
             weights=sum(elements(v.shape) for v in base.network.trainable_weights),
-            rule=plan.rule if not axis.rate else f"{plan.rule}+dropout",
+            rule=plan.rule,
             method=plan.method,
             criterion=plan.criterion,
             optimizer=base.optimizer.to_dict(),
@@ -237,7 +237,7 @@ class Tuner:
                 f"trainings of {', '.join(f'{s:g}' for s in sorted(stopped))}; their "
                 "losses are upper bounds."
             )
-        if plan.axis.rate:
+        if plan.rule.endswith(f"+{DROPOUT}"):
             notes.append(f"Dropout rate {plan.axis.rate:g} at every strength.")
         if not plan.axis.exact:
             notes.append(

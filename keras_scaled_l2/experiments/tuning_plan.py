@@ -115,7 +115,7 @@ def make_tuning_plan(
     storage: str | None,
     workers: int,
     directory: str | os.PathLike[str] | None,
-    rate: float = 0.0,
+    rate: float | None = None,
     **options: Any,
 ) -> TuningPlan:
     """Check what ``tune`` was asked for; the arguments are those of ``tune``.
@@ -144,7 +144,8 @@ def make_tuning_plan(
         patience = DEFAULT_PATIENCE
     plan = TuningPlan(
         base=base,
-        rule=rule if isinstance(rule, str) else repr(rule),
+        rule=(rule if isinstance(rule, str) else repr(rule))
+        + ("" if rate is None else f"+{DROPOUT}"),
         axis=make_axis(
             rule,
             network=base.network,
@@ -152,7 +153,7 @@ def make_tuning_plan(
             samples=base.problem.samples["train"],
             batch_size=base.batch_size,
             epochs=base.epochs,
-            rate=rate,
+            rate=rate or 0.0,
         ),
         grid=values,
         method=method,

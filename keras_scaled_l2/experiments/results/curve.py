@@ -84,9 +84,10 @@ def curve(samples: Sequence[Sample], *, higher_is_better: bool = False) -> Curve
     blocks do not decide. **One standard error**: the strongest penalty whose mean is
     within ``std / sqrt(n)`` of the best, over its ``n`` blocks (Breiman et al. 1984,
     section 3.4.3). **Plateau**: the strengths next to each other around the best whose
-    mean is within 2 % of it, or within half its paired interval, if that is more and it has
-    all blocks; its ends are where the curve, straight in the logarithm, leaves that. **No penalty is
-    as good** unless its paired difference to the best is beyond Student's t, corrected
+    mean is within 2 % of it, or within half its paired interval, if that is more and
+    the strength has all blocks; its ends are where the curve, straight in the
+    logarithm, leaves that. **No penalty is as good** unless its paired difference to
+    the best is beyond Student's t, corrected
     for all strengths (Bonferroni), since the best was picked by looking.
 
     Args:
