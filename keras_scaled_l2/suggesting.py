@@ -108,6 +108,7 @@ def suggest(
     epochs = positive_count("epochs", epochs)
     target = float(positive("e_folds", e_folds))
     rule = keras.regularizers.L2(0.01) if rule is None else rule
+    field, old = strength_of(rule)
     optimizer = _optimizer(model, optimizer)
     if isinstance(rule, Rule):
         rule.check_optimizer(optimizer)
@@ -122,7 +123,6 @@ def suggest(
         )
     mean = math.fsum(n * c for n, c in zip(sizes, given, strict=True)) / sum(sizes)
     factor = target / per_coefficient / mean
-    field, old = strength_of(rule)
     power = strength_power(model, rule, counts)
     strength, *grid = (
         _rounded(old * (factor * f) ** (1 / power)) for f in (1.0, *_GRID)

@@ -19,8 +19,8 @@ from keras_scaled_l2.experiments.results.curve import Block
 Place = int | None
 """Of a strength on the lattice; ``None`` is no penalty."""
 
-CLOSE = 0.03
-"""A neighbor within 3 % of the best on the first blocks is measured on all."""
+CLOSE = 0.06
+"""A neighbor within 6 % of the best on the first blocks is measured on all."""
 HOPELESS = 0.25
 """A training 25 % above another strength's end is not going to be the best."""
 PATIENCE = 2
@@ -128,7 +128,7 @@ def _neighbors(best: Place, measured: Measurements) -> list[Place]:
 
 
 def _close(place: Place, best: Place, measured: Measurements) -> bool:
-    """Whether a place is within 3 % of the best on the blocks that both have."""
+    """Whether a place is within 6 % of the best on the blocks that both have."""
     shared = sorted(measured[place].keys() & measured[best].keys())
     ours, theirs = (_mean(measured[k], shared) for k in (place, best))
     return ours <= theirs + CLOSE * abs(theirs)
