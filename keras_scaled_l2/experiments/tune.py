@@ -20,6 +20,7 @@ from keras_scaled_l2.experiments.errors import InputError, require, unknown
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
 from keras_scaled_l2.experiments.plan import Model
 from keras_scaled_l2.experiments.problems import Problem
+from keras_scaled_l2.experiments.records import finite
 from keras_scaled_l2.experiments.results.curve import Block
 from keras_scaled_l2.experiments.results.tuning import (
     Measured,
@@ -42,6 +43,7 @@ from keras_scaled_l2.experiments.tuning_plan import (
     make_tuning_plan,
 )
 from keras_scaled_l2.experiments.twin import VariableDropout, derive, matching_weights
+from keras_scaled_l2.experiments.workers import Workers
 
 Say = Callable[[str], None]
 PAUSE = 1.0
@@ -128,17 +130,28 @@ def tune(
         "workers": workers,
         "directory": directory,
     }
+    given: dict[str, Any] = {"model": model, "problem": problem}
     rate: float | None = None
     if isinstance(rule, str) and "+" in rule:
         penalty = _penalty_beside_dropout(rule)
         below = None if directory is None else os.path.join(directory, DROPOUT)
-        rates = {**options, "directory": below, "grid": None}
-        found = Tuner(make_tuning_plan(model, problem, DROPOUT, **rates), say).run()
+        found = _run(
+            say,
+            {**given, **options, "rule": DROPOUT, "directory": below, "grid": None},
+        )
         rate = found.best["strength"] or 0.0
         say(f"dropout rate {rate:g}: now {penalty}")
         rule = penalty
-    plan = make_tuning_plan(model, problem, rule, grid=grid, rate=rate, **options)
-    return Tuner(plan, say).run()
+    return _run(say, {**given, **options, "rule": rule, "grid": grid, "rate": rate})
+
+
+def _run(say: Say, arguments: Mapping[str, Any]) -> TuningResult:
+    """Plan and train; with the workers that were asked for."""
+    plan = make_tuning_plan(**arguments)
+    if plan.workers == 1:
+        return Tuner(plan, say).run()
+    with Workers(arguments, plan.workers) as workers:
+        return Tuner(plan, say, workers).run()
 
 
 def _penalty_beside_dropout(rule: str) -> str:
@@ -155,14 +168,18 @@ class Tuner:
     Args:
         plan: What to do.
         say: Told what is being trained.
+        workers: Processes that train; ``None`` trains in this one.
 
     Raises:
         InputError: If the storage cannot be used.
     """
 
-    def __init__(self, plan: TuningPlan, say: Say) -> None:
+    def __init__(
+        self, plan: TuningPlan, say: Say, workers: Workers | None = None
+    ) -> None:
         self.plan = plan
         self._say = say
+        self._workers = workers
         self._shared = plan.storage is not None
         self._engine: Engine | None = None
         self._trials: Trials
@@ -294,7 +311,8 @@ class Tuner:
                 )
                 trials.add_round(lacking)
             trials.enqueue(lacking)
-            claimed = trials.claim(AT_ONCE if self._shared else len(lacking))
+            most = AT_ONCE * self.plan.workers if self._shared else len(lacking)
+            claimed = trials.claim(most)
             if claimed:
                 earlier = {k for keys in rounds for k in keys} - set(now)
                 known = {k: r for k, r in finished.items() if k in earlier}
@@ -346,10 +364,41 @@ class Tuner:
         known: Mapping[Key, Mapping[str, Any]],
         check: Callable[[], None],
     ) -> None:
-        """Train as one batch, and write each result down as soon as it is there."""
+        """Train, and write each result down as soon as it is there."""
         # Neighbors in the engine share their data.
         claimed = sorted(claimed, key=lambda item: (item[1][1:], item[1][0]))
         keys = [key for _, key in claimed]
+        if self._workers is None:
+            results = self.trainings(keys, known, check)
+        else:
+            results = self._workers.trainings(keys, known, check)
+        for place, record in results:
+            number, (strength, seed, fold) = claimed[place]
+            # A database holds no infinity.
+            value = min(self._value(record), 1e300)
+            self._trials.finish(number, record, value)
+            loss = record["curve"][record["kept_epoch"] - 1]
+            self._say(
+                f"  strength {strength:g}, seed {seed}, fold {fold}: validation data "
+                f"loss {math.nan if loss is None else loss:.4f}"
+            )
+
+    def trainings(
+        self,
+        keys: Sequence[Key],
+        known: Mapping[Key, Mapping[str, Any]],
+        check: Callable[[], None],
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Train as one batch in this process.
+
+        Args:
+            keys: What to train.
+            known: Records of earlier rounds, by which hopeless ones are told.
+            check: Called after each epoch.
+
+        Yields:
+            ``(place of the key, its record)``.
+        """
         stopped: set[int] = set()
 
         def stop(place: int, curves: Mapping[str, Sequence[float]]) -> bool:
@@ -360,16 +409,7 @@ class Tuner:
 
         jobs = [self._job(key) for key in keys]
         for place, trained in self._made_engine().train(jobs, stop=stop):
-            record = _record(trained, place in stopped)
-            value = self._value(record)
-            number, key = claimed[place]
-            # A database holds no infinity.
-            self._trials.finish(number, record, min(value, 1e300))
-            strength, seed, fold = key
-            self._say(
-                f"  strength {strength:g}, seed {seed}, fold {fold}: validation data "
-                f"loss {trained.curves['val_data_loss'][trained.kept_epoch - 1]:.4f}"
-            )
+            yield place, finite(_record(trained, place in stopped))
 
     def _is_hopeless(
         self,
@@ -452,6 +492,7 @@ def _record(trained: Trained, stopped: bool) -> dict[str, Any]:
         "data_loss": float(curves["val_data_loss"][kept]),
         "accuracy": None if accuracies is None else float(accuracies[kept]),
         "best_epoch": trained.best_epoch,
+        "kept_epoch": trained.kept_epoch,
         "steps": trained.steps,
         "stopped": stopped,
         "curve": [float(v) for v in curves["val_data_loss"]],
