@@ -3,9 +3,12 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import keras
 import numpy as np
+import postgres
 import pytest
 from test_tune import small
 
@@ -60,3 +63,38 @@ def test_workers_that_always_die_are_given_up(monkeypatch):
     monkeypatch.setattr(workers.sys, "executable", shutil.which("false"))
     with pytest.raises(RuntimeError, match="3 workers in a row ended"):
         small(grid=GRID, workers=2)
+
+
+WORKER = """
+import sys
+sys.path[:0] = sys.argv[2:]
+from keras_scaled_l2.experiments import trials
+from test_tune import small
+from test_tune_workers import GRID
+trials.HEARTBEAT, trials.GRACE = 1, 5
+print(small(grid=GRID, seeds=3, storage=sys.argv[1], progress=True).steps)
+"""
+
+
+def test_workers_on_a_server_give_the_trials_of_one_though_one_is_killed():
+    alone = small(grid=GRID, seeds=3)
+    with postgres.server() as url:
+        command = [sys.executable, "-c", WORKER, url, *sys.path]
+        running = [
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            for _ in range(4)
+        ]
+        victim = running[0]
+        # Its first result is there: it is in the middle of a batch.
+        for line in victim.stderr:
+            if "  strength" in line:
+                break
+        victim.kill()
+        ended = [worker.communicate(timeout=300) for worker in running]
+        assert [worker.returncode for worker in running] == [-9, 0, 0, 0], ended
+        steps = {int(out.split()[-1]) for out, _ in ended[1:]}
+        assert steps == {alone.steps}
+        # The study is finished: nothing is trained.
+        agree(small(grid=GRID, seeds=3, storage=url), alone)

@@ -20,7 +20,7 @@ Place = int | None
 """Of a strength on the lattice; ``None`` is no penalty."""
 
 CLOSE = 0.06
-"""A neighbor within 6 % of the best on the first blocks is measured on all."""
+"""The better neighbor of the best is measured on all blocks if it is within 6 %."""
 HOPELESS = 0.25
 """A training 25 % above another strength's end is not going to be the best."""
 PATIENCE = 2
@@ -95,8 +95,7 @@ def _stages(
         yield [best, None], space.blocks
         if best is not None:
             yield _around(best, measured, space), space.first
-        near = _neighbors(best, measured)
-        yield [k for k in near if _close(k, best, measured)], space.blocks
+        yield _rival(best, measured), space.blocks
         complete = {k: v for k, v in measured.items() if len(v) == len(space.blocks)}
         best = _best(complete, space.blocks)
 
@@ -127,11 +126,16 @@ def _neighbors(best: Place, measured: Measurements) -> list[Place]:
     return [order[j] for j in (i - 1, i + 1) if 0 <= j < len(order)]
 
 
-def _close(place: Place, best: Place, measured: Measurements) -> bool:
-    """Whether a place is within 6 % of the best on the blocks that both have."""
-    shared = sorted(measured[place].keys() & measured[best].keys())
-    ours, theirs = (_mean(measured[k], shared) for k in (place, best))
-    return ours <= theirs + CLOSE * abs(theirs)
+def _rival(best: Place, measured: Measurements) -> list[Place]:
+    """The better of the neighbors, if it is within 6 % of the best."""
+    excess = {}
+    for place in _neighbors(best, measured):
+        # On the blocks that both have.
+        shared = sorted(measured[place].keys() & measured[best].keys())
+        ours, theirs = (_mean(measured[k], shared) for k in (place, best))
+        if ours <= theirs + CLOSE * abs(theirs):
+            excess[place] = ours - theirs
+    return [min(excess, key=lambda k: excess[k])] if excess else []
 
 
 def _best(measured: Measurements, blocks: Sequence[Block]) -> Place:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import random
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -27,6 +29,8 @@ HEARTBEAT = 10
 """Seconds between the signs of life of a worker."""
 GRACE = 60
 """Seconds without one after which a worker is taken to be dead."""
+ATTEMPTS = 3
+"""How often a shared storage is tried before it is called unreachable."""
 
 _CONFIGURATION = "configuration"
 _PLANNED = "planned"
@@ -58,22 +62,17 @@ class Trials:
         self._optuna = require("optuna", "a tuning")
         self._shared = shared
         plain = json.loads(json.dumps(finite(configuration)))
-        with self._quiet():
+        for attempt in range(ATTEMPTS if shared else 1):
             try:
-                self._storage = self._optuna.storages.RDBStorage(
-                    storage,
-                    heartbeat_interval=HEARTBEAT if shared else None,
-                    grace_period=GRACE if shared else None,
-                )
-                self._study = self._optuna.create_study(
-                    storage=self._storage,
-                    study_name=name,
-                    load_if_exists=True,
-                    # Every point is enqueued: nothing is ever sampled.
-                    sampler=self._optuna.samplers.RandomSampler(seed=0),
-                )
+                with self._quiet():
+                    self._open(storage, name)
+                break
             except Exception as error:
-                # Whatever a database or its driver may raise.
+                # Whatever a database or its driver may raise; of workers that start
+                # together all but one may find its tables half made.
+                if shared and attempt + 1 < ATTEMPTS:
+                    time.sleep(random.uniform(0.2, 1.0))
+                    continue
                 raise InputError(
                     f"storage {_without_password(storage)!r} cannot be used "
                     f"({_first_line(error)}): expected the URL of a database that "
@@ -82,6 +81,20 @@ class Trials:
         self._study_id = self._storage.get_study_id_from_name(name)
         self._check(name, plain)
         self._beats = _Heartbeats(self._storage) if shared else None
+
+    def _open(self, storage: str, name: str) -> None:
+        self._storage = self._optuna.storages.RDBStorage(
+            storage,
+            heartbeat_interval=HEARTBEAT if self._shared else None,
+            grace_period=GRACE if self._shared else None,
+        )
+        self._study = self._optuna.create_study(
+            storage=self._storage,
+            study_name=name,
+            load_if_exists=True,
+            # Every point is enqueued: nothing is ever sampled.
+            sampler=self._optuna.samplers.RandomSampler(seed=0),
+        )
 
     def rounds(self) -> list[list[Key]]:
         """The rounds that were written down."""
@@ -205,16 +218,12 @@ class Trials:
             return
         found = list(differences(before, configuration))
         if found:
-            self.close_quietly()
+            self._storage.engine.dispose()
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
             raise InputError(
                 f"study {name!r} is of another configuration: "
                 f"{'; '.join(found[:3])}{more}. Give another directory or storage."
             )
-
-    def close_quietly(self) -> None:
-        """Close the connections of a study that is not used."""
-        self._storage.engine.dispose()
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
