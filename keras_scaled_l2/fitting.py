@@ -53,6 +53,15 @@ def weight_decay_of(model: keras.Model, variable: keras.Variable) -> float:
     return float(decay) if decay and optimizer._use_weight_decay(variable) else 0.0
 
 
+def without_weight_decay(model: keras.Model, variable: keras.Variable) -> str:
+    """The arguments with which the optimizer of a variable decays nothing, as code."""
+    optimizer = plain_optimizer(model, variable)
+    # Not None, which AdamW refuses. Muon has a second one.
+    names = ("weight_decay", "adam_weight_decay")
+    decays = [name for name in names if getattr(optimizer, name, None)]
+    return ", ".join(f"{name}=0.0" for name in decays)
+
+
 def updates(model: keras.Model) -> int:
     """How often the optimizer has changed the weights."""
     return int(to_numpy(model.optimizer.iterations))

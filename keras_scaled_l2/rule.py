@@ -179,6 +179,11 @@ def effective_coefficient(regularizer: Any, shape: Sequence[int | None]) -> Any:
     return None
 
 
+def name_of(regularizer: Any) -> str:
+    """The name of a regularizer's class, or of a function that is one."""
+    return str(getattr(regularizer, "__name__", type(regularizer).__name__))
+
+
 def _in_symbolic_scope() -> bool:
     # Entering a scope tells which one was open before; Keras exports no other way.
     with keras.SymbolicScope() as scope:
