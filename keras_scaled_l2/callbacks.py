@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_scaled_l2.attaching import Where, attach, bind, penalized
+from keras_scaled_l2.attaching import Where, attach, bind, penalized, resolved
 from keras_scaled_l2.compiled import steps_kept
 from keras_scaled_l2.costs import (
     CostSplit,
@@ -109,8 +109,8 @@ class ApplyL2(keras.callbacks.Callback):
                     "ApplyL2(ScaledL2(1.0)), or build the layers with "
                     "kernel_regularizer=..."
                 )
+            _check_counted(model, samples=samples, batch_size=size)
             bind(model, samples=samples, batch_size=size)
-        _check_counted(model)
         more = 0 if self.samples is not None else counted.more
         self._line = StartingLine(model, samples, more)
         self._first = model.steps_per_execution - 1
@@ -128,10 +128,10 @@ class ApplyL2(keras.callbacks.Callback):
         remove_temporary_split(self.model)
 
 
-def _check_counted(model: keras.Model) -> None:
+def _check_counted(model: keras.Model, **counts: int | None) -> None:
     """Refuses a count that the data do not tell, with the argument that gives it."""
-    rules = [rule for _, _, rule in penalized(model) if isinstance(rule, Rule)]
-    for name in ("samples", "batch_size"):
+    rules = [rule for _, rule in resolved(model, counts) if isinstance(rule, Rule)]
+    for name in counts:
         lacking = [rule for rule in rules if name in rule.missing]
         if lacking:
             raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from types import FrameType
 from typing import Any, NamedTuple
@@ -197,10 +196,10 @@ def _count_of_dataset(adapter: Any, steps: int | None) -> Counted:
     size = adapter.batch_size
     batches = adapter.num_batches
     if size is not None:
+        if batches is None:  # endless: nobody knows what it repeats
+            return Counted(None, int(size))
         # No batch is smaller: its size is a part of the type.
-        number = min(steps or math.inf, batches or math.inf)
-        samples = int(number) * int(size) if number < math.inf else None
-        return Counted(samples, int(size))
+        return Counted(min(steps or batches, batches) * int(size), int(size))
     size = _size_of_batches(adapter._dataset)
     if size is None or batches is None or (steps and steps != batches):
         return Counted(None, size)
