@@ -35,8 +35,10 @@ def key_of(model: keras.Model) -> Key:
     )
 
 
-def same_key(one: Key, other: Key) -> bool:
+def same_key(one: Key | None, other: Key | None) -> bool:
     """Whether a step that was compiled for one is right for the other."""
+    if one is None or other is None:
+        return False
     return len(one) == len(other) and all(map(_same, one, other))
 
 

@@ -34,6 +34,7 @@ Observer = Callable[[Tensor, Tensor, Mapping[int, Tensor] | None], None]
 
 _INSTALLED = "_keras_scaled_l2_split"
 _CACHED = "_keras_scaled_l2_splits"
+_MADE = "_keras_scaled_l2_made_for"
 
 
 class FirstStep(NamedTuple):
@@ -101,10 +102,9 @@ class CostSplit:
         with strategy_scope(model):
             self._pair = PairOfMeans(self)
         self._made: dict[str, Any] = {"train": None, "test": None}
-        self.key: Key = ()
-        """What the steps were compiled for."""
         self._found: tuple[Any, Any] = (None, None)
         self._found_key: Key = ()
+        self._placed: Any = None
         self._make: dict[str, Callable[..., Any]] = {}
         self._undo: list[Callable[[], None]] = []
 
@@ -129,12 +129,13 @@ class CostSplit:
         }
         self._undo = [shadow(model, name, cover) for name, cover in covers.items()]
         vars(model)[_INSTALLED] = self
-        if not same_key(self.key, self._found_key):
+        if not same_key(self._key_made(self._made["train"]), self._found_key):
             self._forget()
         model.train_function = self._made["train"]
         model.test_function = self._made["test"]
         if self._found[0] is not None:
             model.make_train_function()
+        self._placed = model.train_function
         if not any(metric is self._pair for metric in model.metrics):
             self.remove()
             raise ValueError(
@@ -159,12 +160,14 @@ class CostSplit:
         key, found = key_of(model), self._found
         # Not kept here: on JAX a step that is alive shares its traces with the next.
         self._found = (None, None)
-        ours = model.train_function is self._made["train"] is not None
-        if ours and same_key(key, self.key):
-            self._made["test"] = model.test_function
+        # Else somebody has had it remade, and may have a reason that no key knows.
+        untouched = model.train_function is self._placed
+        self._placed = None
+        if same_key(self._key_made(model.train_function), key):
+            self._made = {"train": model.train_function, "test": model.test_function}
         else:
             self._forget()
-        if same_key(key, self._found_key) and (ours or model.train_function is None):
+        if untouched and same_key(key, self._found_key):
             model.train_function, model.test_function = found
         else:
             del found
@@ -176,7 +179,6 @@ class CostSplit:
     def _forget(self) -> None:
         """Lets go of what was compiled, and of what was learnt from compiling it."""
         self._made = {"train": None, "test": None}
-        self.key = ()
         self.seen = self.evaluated = self.repeated = self.begun = False
         self.probe = None
 
@@ -189,10 +191,7 @@ class CostSplit:
         def make_anew(force: bool = False) -> None:
             if getattr(model, f"{kind}_function") is not None and not force:
                 return
-            self._made[kind] = self.new_function(kind)
-            setattr(model, f"{kind}_function", self._made[kind])
-            if kind == "train":
-                self.key = key_of(model)
+            setattr(model, f"{kind}_function", self.new_function(kind))
 
         return make_anew
 
@@ -216,9 +215,16 @@ class CostSplit:
             undo()
         function = getattr(model, f"{kind}_function")
         setattr(model, f"{kind}_function", before)
-        if kind == "train":
-            return self._told(function)
-        return functools.partial(self._marked, kind, function)
+        if kind == "test":
+            return functools.partial(self._marked, kind, function)
+        told = self._told(function)
+        vars(told)[_MADE] = (self, key_of(model))
+        return told
+
+    def _key_made(self, function: Any) -> Key | None:
+        """What a train function was compiled for, if this has made it."""
+        maker, key = getattr(function, _MADE, (None, None))
+        return key if maker is self else None
 
     def _marked(self, kind: str, step: Callable[..., Any], *arguments: Any) -> Any:
         """Runs or traces a step of this kind.
