@@ -1,13 +1,18 @@
-"""The whole comparison against its bare training steps.
+"""What an experiment costs: the engine against Keras's fit and against the limit.
 
-    python benchmarks/compare_cost.py [--rounds 2]
+    python benchmarks/compare_cost.py [--backends tensorflow,jax,torch]
+        [--hidden 25,128,512,4096] [--rounds 5]
 
-The README's comparison, or one like it: what `compare` takes from start to end (data,
-validation, tests, records, figures and page), and what plain Keras models, one with the
-penalty and the dropout of each arm, take for as many training steps on batches of the
-same size, without metrics, validation or callbacks. After each run of an arm its plain
-model trains, so that both see the same machine. Compilation is counted apart: it
-happens once, whatever the number of runs. Leave the machine alone meanwhile.
+For networks 784-n-n-10 on mnist5k (3000 examples, batches of 64, momentum SGD, L2 on
+the kernels), milliseconds per training step, in turn, in one process:
+
+- engine: as `compare` and `tune` train, with validation after each epoch and the
+  gradient norms of each epoch's first step;
+- fit: a plain Keras model with keras.regularizers.L2, without validation or metrics;
+- hand: a loop written in the backend itself (hand_loops.py), without either.
+
+Then the whole of a comparison (records, event files, figures, page) against the seconds
+that its engine trained. Compilation is left out. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -17,160 +22,211 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
+import hand_loops
 import measure
+import numpy as np
 
-# Name of each default arm: Keras's own L2 or none, and a rate of dropout.
-ARMS = {
-    "none": (False, 0.0),
-    "l2": (True, 0.0),
-    "scaled": (True, 0.0),
-    "sample": (True, 0.0),
-    "dropout": (False, 0.5),
-    "sample+dropout": (True, 0.5),
-}
+BATCH = hand_loops.BATCH
+NAMES = ("engine", "fit", "hand")
 
 
-def bare(  # noqa: PLR0917
-    problem: Any,
-    hidden: list[int],
-    epochs: int,
-    batch_size: int,
-    penalty: bool,
-    rate: float,
-) -> Any:
-    """A function that trains a plain model and returns the seconds of its steps."""
+def problem() -> Any:
+    from keras_scaled_l2.experiments import load_problem
+
+    return load_problem("mnist5k")
+
+
+def order_of(n: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([0, epoch]).permutation(n)
+
+
+def engine_timer(data: Any, units: int, epochs: int) -> Callable[[], float]:
     import keras
-    import numpy as np
+
+    from keras_scaled_l2.experiments.architectures import dense, initial_weights
+    from keras_scaled_l2.experiments.coefficients import penalizable
+    from keras_scaled_l2.experiments.engine import Engine, Job
+
+    network = dense(data, [units, units]).build(0)
+    initial = initial_weights(network)
+    penalties = penalizable(network)
+    engine = Engine(
+        network,
+        weights=network.weights,
+        penalties=penalties,
+        problem=data,
+        optimizer=keras.optimizers.SGD(hand_loops.RATE, momentum=hand_loops.MOMENTUM),
+        batch_size=BATCH,
+    )
+    engine.warm_up(data)
+    coefficients = dict.fromkeys(penalties, hand_loops.C)
+    job = Job(data, initial, coefficients, seed=0, epochs=epochs)
+
+    def timed() -> float:
+        begun = time.perf_counter()
+        ((_, trained),) = engine.train([job])
+        return (time.perf_counter() - begun) / trained.steps
+
+    return timed
+
+
+def fit_timer(data: Any, units: int, epochs: int) -> Callable[[], float]:
+    import keras
 
     from keras_scaled_l2.experiments.architectures import dense
 
-    model = dense(problem, hidden).build(0)
-    network = model
-    if rate:
-        from keras_scaled_l2.experiments import with_dropout
-
-        network = with_dropout(model, rate)
-    if penalty:
-        for variable in network.trainable_variables:
-            if len(variable.shape) > 1:
-                variable.regularizer = keras.regularizers.L2(1e-4)
-    network.compile(
-        keras.optimizers.SGD(0.05, momentum=0.9),
+    model = dense(data, [units, units]).build(0)
+    for variable in model.trainable_variables:
+        if len(variable.shape) > 1:
+            variable.regularizer = keras.regularizers.L2(hand_loops.C)
+    model.compile(
+        keras.optimizers.SGD(hand_loops.RATE, momentum=hand_loops.MOMENTUM),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
+    model.optimizer.build(model.trainable_variables)
+    variables = [*model.variables, *model.optimizer.variables]
+    fresh = [np.array(keras.ops.convert_to_numpy(v.value)) for v in variables]
+    n = len(data.x_train)
 
-    network.optimizer.build(network.trainable_variables)
-    variables = [*network.variables, *network.optimizer.variables]
-    fresh = [np.array(v) for v in variables]
-
-    def train(count: int) -> float:
-        # Each run from the start: the momentum of a network that has nothing more to
-        # learn are denormal numbers, with which PyTorch takes half as long again.
+    def timed() -> float:
+        # From the start: a network with nothing left to learn has denormal momenta,
+        # with which PyTorch takes half as long again.
         for variable, value in zip(variables, fresh, strict=True):
             variable.assign(value)
-        start = time.perf_counter()
-        for epoch in range(count):
-            order = np.random.default_rng(epoch).permutation(len(problem.x_train))
-            network.fit(
-                problem.x_train[order],
-                problem.y_train[order],
-                batch_size=batch_size,
+        begun = time.perf_counter()
+        for epoch in range(epochs):
+            order = order_of(n, epoch)
+            model.fit(
+                data.x_train[order],
+                data.y_train[order],
+                batch_size=BATCH,
                 shuffle=False,
                 verbose=0,
             )
-        return time.perf_counter() - start
+        return (time.perf_counter() - begun) / (epochs * -(-n // BATCH))
 
-    train(1)  # compiles
-    return lambda: train(epochs)
+    return timed
 
 
-def run(rounds: int, seeds: int, epochs: int, hidden: list[int]) -> dict[str, Any]:
-    from keras_scaled_l2.experiments import compare, load_problem
-    from keras_scaled_l2.experiments.progress import Silent
-    from keras_scaled_l2.experiments.training import Trainer
+def hand_timer(data: Any, units: int, epochs: int) -> Callable[[], float]:
+    import keras
 
-    problem = load_problem("mnist5k")
-    plain = {
-        name: bare(problem, hidden, epochs, 64, *arm) for name, arm in ARMS.items()
+    x = data.x_train.reshape(len(data.x_train), -1)
+    widths = [x.shape[1], units, units, data.outputs]
+    loop = hand_loops.LOOPS[keras.backend.backend()](x, data.y_train, widths)
+    whole = len(x) // BATCH
+
+    def timed() -> float:
+        begun = time.perf_counter()
+        for epoch in range(epochs):
+            order = order_of(len(x), epoch)[: whole * BATCH]
+            loop(order.astype("int32").reshape(whole, BATCH))
+        return (time.perf_counter() - begun) / (epochs * whole)
+
+    return timed
+
+
+def steps(units: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds per step, and the ratios, round by round."""
+    data = problem()
+    epochs = max(1, min(20, 2000 // units))
+    timers = {"engine": engine_timer, "fit": fit_timer, "hand": hand_timer}
+    functions = {name: make(data, units, epochs) for name, make in timers.items()}
+    times = measure.interleaved(functions, rounds)
+    ratios = {
+        f"{a} / {b}": [x / y for x, y in zip(times[a], times[b], strict=True)]
+        for a, b in (("fit", "engine"), ("engine", "hand"))
     }
-    seconds = {"bare": 0.0, "beside": 0.0, "compiling": 0.0, "fits": 0.0}
+    milliseconds = {name: [1000 * t for t in found] for name, found in times.items()}
+    return {k: measure.spread(v) for k, v in {**milliseconds, **ratios}.items()}
 
-    class Beside(Silent):
-        """Trains the plain model of an arm after each of its runs."""
 
-        def finish(self, arm: str, record: Any) -> None:
-            start = time.perf_counter()
-            seconds["bare"] += plain[arm]()
-            seconds["fits"] += record.seconds
-            seconds["beside"] += time.perf_counter() - start
+def whole(seeds: int, epochs: int) -> dict[str, Any]:
+    """A comparison as `make compare` has it, against the seconds of its engine."""
+    from keras_scaled_l2.experiments import compare
+    from keras_scaled_l2.experiments.engine import Engine
 
-    warm_up = Trainer.warm_up
+    seconds = {"compiling": 0.0, "engine": 0.0}
+    warm_up, train = Engine.warm_up, Engine.train
 
-    def timed(self: Trainer, problem: Any) -> None:
-        start = time.perf_counter()
+    def timed_warm_up(self: Engine, problem: Any) -> None:
+        begun = time.perf_counter()
         warm_up(self, problem)
-        seconds["compiling"] += time.perf_counter() - start
+        seconds["compiling"] += time.perf_counter() - begun
 
-    Trainer.warm_up = timed  # type: ignore[method-assign]
-    found: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        seconds.update(dict.fromkeys(seconds, 0.0))
-        start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            compare(
-                problem=problem,
-                arms=list(ARMS),
-                hidden=hidden,
-                seeds=seeds,
-                epochs=epochs,
-                directory=folder,
-                progress=Beside(),
-            )
-        wall = time.perf_counter() - start
-        whole = wall - seconds["beside"] - seconds["compiling"]
-        for name, value in {
-            **seconds,
-            "compare": whole,
-            "ratio": whole / seconds["bare"],
-            "fits_ratio": seconds["fits"] / seconds["bare"],
-        }.items():
-            found.setdefault(name, []).append(value)
-    return {name: measure.spread(values) for name, values in found.items()}
+    def timed_train(self: Engine, jobs: Any, **options: Any) -> Any:
+        for place, trained in train(self, jobs, **options):
+            seconds["engine"] += trained.seconds
+            yield place, trained
+
+    Engine.warm_up, Engine.train = timed_warm_up, timed_train  # type: ignore
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        compare(
+            problem=problem(),
+            hidden=[128, 128],
+            seeds=seeds,
+            epochs=epochs,
+            tune=5,
+            directory=folder,
+            progress=False,
+        )
+    wall = time.perf_counter() - begun - seconds["compiling"]
+    return {**seconds, "whole": wall, "ratio": wall / seconds["engine"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--hidden", default="25,128,512,4096")
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--hidden", default="512,512")
     parser.add_argument("--backends", default="tensorflow,jax,torch")
     parser.add_argument("--output", default="runs/benchmarks/compare_cost.json")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.child == "whole":
+        print(json.dumps(whole(arguments.seeds, arguments.epochs)))
+        return
     if arguments.child:
-        hidden = [int(units) for units in arguments.hidden.split(",")]
-        found = run(arguments.rounds, arguments.seeds, arguments.epochs, hidden)
-        print(json.dumps(found))
+        print(json.dumps(steps(int(arguments.child), arguments.rounds)))
         return
     results: dict[str, Any] = {"machine": measure.machine()}
-    passed = ["--child", "--rounds", str(arguments.rounds)]
-    passed += ["--seeds", str(arguments.seeds), "--epochs", str(arguments.epochs)]
-    passed += ["--hidden", arguments.hidden]
-    runs = len(ARMS) * arguments.seeds
-    print(f"mnist5k, hidden {arguments.hidden}: {runs} runs, {arguments.epochs} epochs")
+    print(
+        "ms per step of 784-n-n-10   engine      fit     hand   fit/engine  engine/hand"
+    )
     for backend in arguments.backends.split(","):
-        found = results[backend] = measure.child(sys.argv[0], passed, backend)
-        print(
-            f"{backend:12} bare steps {found['bare']['median']:6.1f} s, compare "
-            f"{found['compare']['median']:6.1f} s: {found['ratio']['median']:.2f} "
-            f"({found['ratio']['min']:.2f} to {found['ratio']['max']:.2f}), of it "
-            f"{found['fits_ratio']['median']:.2f} in fit, with validation; compiling "
-            f"{found['compiling']['median']:.1f} s apart",
-            flush=True,
-        )
+        results[backend] = {}
+        for units in arguments.hidden.split(","):
+            options = ["--child", units, "--rounds", str(arguments.rounds)]
+            found = measure.child(sys.argv[0], options, backend)
+            results[backend][units] = found
+            print(
+                f"{backend:12} n = {units:>6} "
+                + " ".join(
+                    f"{found[k]['median']:8.3f}" for k in ("engine", "fit", "hand")
+                )
+                + "".join(
+                    f"  {found[k]['median']:5.2f} ({found[k]['min']:.2f}-"
+                    f"{found[k]['max']:.2f})"
+                    for k in ("fit / engine", "engine / hand")
+                ),
+                flush=True,
+            )
+        if arguments.seeds:
+            options = ["--child", "whole", "--seeds", str(arguments.seeds)]
+            options += ["--epochs", str(arguments.epochs)]
+            found = measure.child(sys.argv[0], options, backend)
+            results[backend]["whole"] = found
+            print(
+                f"{backend:12} whole comparison {found['whole']:.1f} s, its engine "
+                f"{found['engine']:.1f} s: {found['ratio']:.2f}; compiling "
+                f"{found['compiling']:.1f} s apart",
+                flush=True,
+            )
     measure.save(arguments.output, results)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from keras_scaled_l2.fitting import (
     plain_optimizer,
     rebuild_steps,
     weight_decay_of,
+    without_weight_decay,
 )
 from keras_scaled_l2.rule import Rule
 from keras_scaled_l2.saving import unsaved
@@ -36,6 +38,8 @@ Where = (
 """A predicate ``(layer, variable) -> bool``, or a collection of layers or variables."""
 
 _RECORD = "_keras_scaled_l2_attached"
+# Optimizer -> paths of the weights that somebody has been warned of.
+_TOLD_OF_DECAY: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,14 +340,23 @@ def _warn_of_unsaved(model: keras.Model, weights: Iterable[Weight]) -> None:
 
 def _warn_of_double_decay(model: keras.Model, weights: Iterable[Weight]) -> None:
     both = [w for w in weights if weight_decay_of(model, w.variable)]
-    if both:
-        warnings.warn(
-            f"Decayed twice: {_named(both)}, by an L2 penalty and by the optimizer's "
-            f"weight_decay={weight_decay_of(model, both[0].variable):g}. Use one: "
-            "compile with weight_decay=None, or exclude them with "
-            "optimizer.exclude_from_weight_decay(...).",
-            stacklevel=3,
-        )
+    if not both:
+        return
+    first = both[0].variable
+    optimizer: Any = plain_optimizer(model, first)
+    # Of an optimizer once for the same weights, whoever finds it: attach, bind, fit.
+    paths = {w.variable.path for w in both}
+    told = _TOLD_OF_DECAY.setdefault(optimizer, set())
+    if paths <= told:
+        return
+    told |= paths
+    warnings.warn(
+        f"Decayed twice: {_named(both)}, by an L2 penalty and by the optimizer's "
+        f"weight_decay={weight_decay_of(model, first):g}. Use one: compile with "
+        f"{type(optimizer).__name__}(..., {without_weight_decay(model, first)}), or "
+        "exclude them with optimizer.exclude_from_weight_decay(...).",
+        stacklevel=3,
+    )
 
 
 def _named(weights: Sequence[Weight]) -> str:

@@ -11,10 +11,17 @@ from typing import Any
 
 import keras
 
-from keras_scaled_l2.attaching import Where, attach, bind, penalized
-from keras_scaled_l2.costs import NAMES, is_split, penalty_of, split_cost
+from keras_scaled_l2.attaching import Where, attach, bind, penalized, resolved
+from keras_scaled_l2.compiled import steps_kept
+from keras_scaled_l2.costs import (
+    CostSplit,
+    is_split,
+    remove_temporary_split,
+    split_cost,
+)
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.efolds import inert_sentence
+from keras_scaled_l2.findings import text_of_dropped, text_of_forgotten
 from keras_scaled_l2.fitting import (
     accumulated_steps,
     applied_steps,
@@ -24,14 +31,17 @@ from keras_scaled_l2.fitting import (
     plain_optimizer,
     updates,
 )
+from keras_scaled_l2.means import NAMES
+from keras_scaled_l2.parts import penalty_of
 from keras_scaled_l2.probe import (
     GradientProbe,
     StepRecord,
     probe_gradients,
     remove_stale_probe,
 )
-from keras_scaled_l2.rule import effective_coefficient
+from keras_scaled_l2.rule import Rule, effective_coefficient, name_of
 from keras_scaled_l2.scalars import LAYOUT, cost_scalars, gradient_scalars
+from keras_scaled_l2.starting import StartingLine
 from keras_scaled_l2.tensorboard import EventFile, EventFiles
 from keras_scaled_l2.validation import positive_count
 
@@ -53,7 +63,9 @@ class ApplyL2(keras.callbacks.Callback):
             ``None`` leaves the model's own rules and only resolves them.
         where: As in ``attach``.
         samples: Number of training examples. Default: counted from what ``fit`` was
-            given, where that tells it (arrays, data loaders of known length).
+            given, where that tells it (arrays, sequences and data loaders of known
+            length); where only a last partial batch leaves it open, the fewest there
+            can be, and the line says how many more.
         batch_size: Examples per step. Default: as given to ``fit``.
 
     Raises:
@@ -66,6 +78,8 @@ class ApplyL2(keras.callbacks.Callback):
 
     # Nothing after the first batch; JAX need not wait for this callback.
     async_safe = True
+    resolves_rules = True
+    """Read by unresolved rules while Keras traces the loss before any callback."""
 
     def __init__(
         self,
@@ -79,30 +93,30 @@ class ApplyL2(keras.callbacks.Callback):
         self.where = where
         self.samples = samples
         self.batch_size = batch_size
-        self._summary: str | None = None
-        self._penalty = 0.0
+        self._line: StartingLine | None = None
         self._first = 0
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Attaches, counts and resolves."""
         model = self.model
         build_from_running_fit(model)
-        samples, batch_size = data_of_running_fit(model)
-        if self.rule is not None:
-            attach(model, self.rule, self.where)
-        if not penalized(model):
-            raise ValueError(
-                f"ApplyL2() has nothing to resolve: no trainable weight of "
-                f"{model.name!r} carries a penalty. Pass a rule, "
-                "ApplyL2(ScaledL2(1.0)), or build the layers with "
-                "kernel_regularizer=..."
-            )
-        bind(
-            model,
-            samples=samples if self.samples is None else self.samples,
-            batch_size=batch_size if self.batch_size is None else self.batch_size,
-        )
-        self._summary, self._penalty = _summary(model)
+        counted = data_of_running_fit(model)
+        samples = counted.samples if self.samples is None else self.samples
+        size = counted.batch_size if self.batch_size is None else self.batch_size
+        with steps_kept(model):
+            if self.rule is not None:
+                attach(model, self.rule, self.where)
+            if not penalized(model):
+                raise ValueError(
+                    f"ApplyL2() has nothing to resolve: no trainable weight of "
+                    f"{model.name!r} carries a penalty. Pass a rule, "
+                    "ApplyL2(ScaledL2(1.0)), or build the layers with "
+                    "kernel_regularizer=..."
+                )
+            _check_counted(model, samples=samples, batch_size=size)
+            bind(model, samples=samples, batch_size=size)
+        more = 0 if self.samples is not None else counted.more
+        self._line = StartingLine(model, samples, more)
         guidance = _inert(model, self.params)
         if guidance is not None:
             print(f"ApplyL2: {guidance}")
@@ -111,12 +125,27 @@ class ApplyL2(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         """Prints the line once the first batch has told the starting cost."""
         # JAX dispatches batches to several threads: only the first one may print.
-        if self._summary is None or batch > self._first:
+        if self._line is None or batch > self._first:
             return
-        cost = float((logs or {}).get("loss", math.nan))
-        share = f", {self._penalty / cost:.0%} of it penalty" if cost > 0 else ""
-        print(f"{self._summary}; cost at the start {cost:.4g}{share}")
-        self._summary = None
+        print(self._line.text(float((logs or {}).get("loss", math.nan))))
+        self._line = None
+
+    def on_train_end(self, logs: Logs | None = None) -> None:
+        """Leaves of itself nothing but the rule."""
+        remove_temporary_split(self.model)
+
+
+def _check_counted(model: keras.Model, **counts: int | None) -> None:
+    """Refuses a count that the data do not tell, with the argument that gives it."""
+    rules = [rule for _, rule in resolved(model, counts) if isinstance(rule, Rule)]
+    for name in counts:
+        lacking = [rule for rule in rules if name in rule.missing]
+        if lacking:
+            raise ValueError(
+                f"{lacking[0]!r} needs {lacking[0].inferable[name]}, which the data "
+                "given to fit do not tell (a generator, or a data set of unknown "
+                f"length). Pass it: ApplyL2({name}=<number>)."
+            )
 
 
 class CostMonitor(keras.callbacks.Callback):
@@ -213,7 +242,7 @@ class CostMonitor(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Writes the epoch's costs, and flushes: there may be no end of training."""
-        self._warn_of_unseen_cost()
+        self._warn_of_cost(logs or {})
         if self._files is None or logs is None:
             return
         step = updates(self.model)
@@ -239,8 +268,7 @@ class CostMonitor(keras.callbacks.Callback):
             self._probe.remove()
             self._probe = None
         # Also one that a broken training left.
-        if is_split(self.model) and split_cost(self.model).temporary:
-            split_cost(self.model).remove()
+        remove_temporary_split(self.model)
 
     def describe(self, file: EventFile) -> None:
         """Writes the hyperparameters of the model's penalties, and the layout."""
@@ -251,17 +279,39 @@ class CostMonitor(keras.callbacks.Callback):
         """Writes which curves TensorBoard puts into one chart."""
         file.layout(LAYOUT)
 
-    def _warn_of_unseen_cost(self) -> None:
-        model = self.model
-        if self._warned or not is_split(model) or split_cost(model).seen:
+    def _warn_of_cost(self, logs: Logs) -> None:
+        """Says once what keeps the numbers from being told, or the penalty from acting.
+
+        What training has compiled tells; a validation that has it right changes
+        nothing.
+        """
+        if self._warned or not is_split(self.model):
             return
-        self._warned = True
-        warnings.warn(
-            f"CostMonitor cannot tell data cost from penalty: the train_step of "
-            f"{model.name!r} does not call self.compute_loss(...), on JAX "
-            "self.stateless_compute_loss(...). Both are logged as nan.",
-            stacklevel=3,
-        )
+        text = self._what_is_wrong(split_cost(self.model), logs)
+        if text is not None:
+            self._warned = True
+            warnings.warn(text, stacklevel=3)
+
+    def _what_is_wrong(self, split: CostSplit, logs: Logs) -> str | None:
+        model, name = self.model, self.model.name
+        unknown = "CostMonitor logs data_loss and penalty of the training as nan."
+        if split.forgotten and penalized(model):
+            return f"{text_of_forgotten(model)} {unknown}"
+        if not split.seen:
+            return (
+                f"CostMonitor cannot tell data cost from penalty: the train_step of "
+                f"{name!r} does not call self.compute_loss(...), on JAX "
+                f"self.stateless_compute_loss(...). {unknown}"
+            )
+        if split.weighs and logs.get("penalty") == 0 and penalty_of(model) != 0:
+            return text_of_dropped(model)
+        if split.repeated and self._files is not None and self.gradients:
+            return (
+                f"CostMonitor measures no gradients: the train_step of {name!r} calls "
+                "compute_loss more than once, so that the gradients are not those of "
+                "one loss."
+            )
+        return None
 
     def _close_files(self) -> None:
         if self._files is not None:
@@ -297,16 +347,16 @@ def _hparams(model: keras.Model) -> dict[str, float | str]:
     weights = penalized(model)
     found = [effective_coefficient(rule, v.shape) for _, v, rule in weights]
     coefficients = [float(c) for c in found if c is not None]
-    configs = {type(rule).__name__: rule.get_config() for _, _, rule in weights}
-    strengths = {float(next(iter(config.values()), 0.0)) for config in configs.values()}
-    samples = {c.get("samples") or c.get("inferred_samples") for c in configs.values()}
+    configs = {name_of(rule): _numbers_of(rule) for _, _, rule in weights}
+    strengths = [next(iter(config.values()), 0.0) for config in configs.values()]
+    samples = [c.get("samples") or c.get("inferred_samples") for c in configs.values()]
     # Five: the page shows no more of them unless it is asked to.
     return {
         "rule": " and ".join(sorted(configs)) or "none",
         "strength": max(strengths, default=0.0),
         "coefficient": max(coefficients, default=0.0),
         "penalized_weights": float(sum(elements(v.shape) for _, v, _ in weights)),
-        "samples": float(max((m for m in samples if m), default=0)),
+        "samples": max((m for m in samples if m), default=0.0),
     }
 
 
@@ -328,17 +378,11 @@ def _inert(model: keras.Model, params: Mapping[str, Any]) -> str | None:
     )
 
 
-def _summary(model: keras.Model) -> tuple[str, float]:
-    """What a model's penalties are, in words, and their sum."""
-    weights = penalized(model)
-    found = [effective_coefficient(rule, v.shape) for _, v, rule in weights]
-    coefficients = [float(c) for c in found if c is not None]
-    count = sum(elements(v.shape) for _, v, _ in weights)
-    total = penalty_of(model)
-    low, high = min(coefficients, default=math.nan), max(coefficients, default=math.nan)
-    span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-    return (
-        f"ApplyL2: {len(weights)} tensors, {count:,} weights, c = {span}; "
-        f"penalty at the start {total:.4g}",
-        total,
-    )
+def _numbers_of(rule: Any) -> dict[str, float]:
+    """The numbers in a regularizer's config; Keras takes any function for one."""
+    try:
+        config = dict(rule.get_config())
+    except Exception:  # a function has none, and a class of one's own may refuse it
+        return {}
+    numbers = (int, float)
+    return {k: float(v) for k, v in config.items() if isinstance(v, numbers)}

@@ -3,75 +3,139 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 from keras.config import floatx
 
-# Private, but there since Keras 3.0: the only thing that Keras's callbacks look into.
-from keras.src.trainers.compile_utils import MetricsList
-
-from keras_scaled_l2.counts import penalized_weights
+from keras_scaled_l2.compiled import Key, key_of, same_key
 from keras_scaled_l2.fitting import rebuild_steps
 from keras_scaled_l2.gradients import (
     Tensor,
     can_store,
-    penalty_scope,
+    metric_values,
     shadow,
     strategy_scope,
-    to_numpy,
+)
+from keras_scaled_l2.means import NAMES, PairOfMeans, is_ours, names_in_logs
+from keras_scaled_l2.parts import (
+    penalties_noted,
+    split_loss,
+    steps_by_itself,
+    weighs_penalties,
 )
 
-NAMES = ("data_loss", "penalty")
-"""Keys under which Keras's ``logs`` carry the two parts; their sum is ``loss``."""
+Observer = Callable[[Tensor, Tensor, Mapping[int, Tensor] | None], None]
+"""Given data cost, penalty and weights of a batch, as in ``Parts``."""
 
 _INSTALLED = "_keras_scaled_l2_split"
+_CACHED = "_keras_scaled_l2_splits"
+_MADE = "_keras_scaled_l2_made_for"
+
+
+class FirstStep(NamedTuple):
+    """What the penalty is of the first step's loss."""
+
+    penalty: float | None
+    """``None`` if the step does not tell."""
+    forgotten: bool
+    """Whether the step has not even asked for it."""
 
 
 class CostSplit:
     """Two running means beside Keras's ``loss``: ``data_loss`` and ``penalty``.
 
-    The penalty is the sum of the penalties of the trainable weights; all else that
-    the loss holds (the compiled loss, ``add_loss``, activity regularizers) is data
-    cost. Both are averaged over a pass as Keras averages ``loss``, weighted by batch
-    size and at the weights before each step, so that
-    ``data_loss + penalty == loss`` to float32 rounding, the last partial batch
-    included, in training and in evaluation.
+    The penalty is the sum of the penalties of the trainable weights, each with the
+    weight with which it enters the loss; all else that the loss holds (the compiled
+    loss, ``add_loss``, activity regularizers) is data cost. Both are averaged over a
+    pass as Keras averages ``loss``, weighted by batch size and at the weights before
+    each step, so that ``data_loss + penalty == loss`` to float32 rounding, the last
+    partial batch included, in training and in evaluation. Of a step that computes its
+    loss more than once those parts count that add up to the loss it logs.
 
     Nothing is computed twice, and the loss stays what it was: Keras sums it, and the
-    parts are sums of the same terms.
+    parts are sums of the same terms. What is compiled with the split is kept for the
+    next time it is installed, beside the step that it stood in for; see ``compiled``.
     """
 
-    def __init__(self, model: keras.Model) -> None:
-        """Installs the two metrics on a compiled model; see ``split_cost``."""
+    def __init__(self, model: keras.Model, *, logged: bool = True) -> None:
+        """Makes the metrics for a compiled model; see ``split_cost``."""
         if not getattr(model, "compiled", False):
             raise ValueError(
                 f"The model {model.name!r} is not compiled: call model.compile(...) "
                 "before its cost is split."
             )
-        taken = set(NAMES) & _names_in_logs(model)
-        if taken:
+        taken = set(NAMES) & names_in_logs(model)
+        if taken and logged:
             raise ValueError(
                 f"The model {model.name!r} has a metric or output loss named "
                 f"{sorted(taken)[0]!r} already: expected {NAMES} to be free in logs. "
                 "Rename the output or the metric."
             )
-        self._model = model
-        self._compute_loss = model.compute_loss
-        self.observer: Callable[[Tensor, Tensor], None] | None = None
+        self.logged = logged
+        """Whether its means are in the logs; else only ``on_first_step`` has them."""
+        self.observer: Observer | None = None
+        self.on_first_step: Callable[[FirstStep], None] | None = None
+        """Told once, after the next call of the train function."""
         self.temporary = False
         """Whether it goes when training ends, whoever was to remove it."""
         self.seen = False
-        """Whether a step has called ``compute_loss`` where its parts can be kept."""
+        """Whether a training step has called ``compute_loss`` where parts are kept."""
+        self.evaluated = False
+        """Whether a training step of the model's own has asked for any penalty."""
+        self.begun = False
+        """Whether a training step has been traced or run."""
+        self.repeated = False
+        """Whether one has called ``compute_loss`` more than once."""
+        self.probe: Any = None
+        """The measurement of gradients that shares its steps, if there is one."""
+        self.model = model
+        """The model that it belongs to."""
+        self._compute_loss = model.compute_loss
+        self.weighs = weighs_penalties(model)
+        """Whether the loss may hold penalties times something, or not at all."""
+        self._step = threading.local()  # replicas are traced by threads of their own
         with strategy_scope(model):
-            self._means = [_Mean(name=name) for name in NAMES]
-            self._pair = _Pair(self._means, name="cost_split")
+            self._pair = PairOfMeans(self)
+        self._made: dict[str, Any] = {"train": None, "test": None}
+        self._found: tuple[Any, Any] = (None, None)
+        self._found_key: Key = ()
+        self._placed: Any = None
+        self._make: dict[str, Callable[..., Any]] = {}
+        self._undo: list[Callable[[], None]] = []
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether the training steps so far have not even asked for the penalties."""
+        return self.begun and not (self.seen or self.evaluated)
+
+    def install(self) -> None:
+        """Puts the split, and the steps that it has compiled before, on the model."""
+        model = self.model
+        self._found_key = key_of(model)
+        self._found = (model.train_function, model.test_function)
+        self._compute_loss = model.compute_loss
+        self.weighs = weighs_penalties(model)
         model._metrics.append(self._pair)
-        self._uncover = shadow(model, "compute_loss", self._split_loss)
+        covers = {
+            "compute_loss": self._split_loss,
+            "make_train_function": self._maker("train"),
+            "make_test_function": self._maker("test"),
+            "_flatten_metrics_in_order": self._flattener(),
+        }
+        self._undo = [shadow(model, name, cover) for name, cover in covers.items()]
         vars(model)[_INSTALLED] = self
-        rebuild_steps(model)
+        if not same_key(self._key_made(self._made["train"]), self._found_key):
+            self._forget()
+        model.train_function = self._made["train"]
+        model.test_function = self._made["test"]
+        if self._found[0] is not None:
+            model.make_train_function()
+        self._placed = model.train_function
         if not any(metric is self._pair for metric in model.metrics):
             self.remove()
             raise ValueError(
@@ -82,12 +146,139 @@ class CostSplit:
 
     def remove(self) -> None:
         """Leaves the model as it was found."""
-        model = self._model
-        if vars(model).pop(_INSTALLED, None) is None:
+        model = self.model
+        if vars(model).get(_INSTALLED) is not self:
             return
-        model._metrics.remove(self._pair)
-        self._uncover()
-        rebuild_steps(model)
+        if self.probe is not None:
+            self.probe.remove()
+        del vars(model)[_INSTALLED]
+        if any(metric is self._pair for metric in model._metrics):
+            model._metrics.remove(self._pair)
+        for undo in reversed(self._undo):
+            undo()
+        self._undo = []
+        key, found = key_of(model), self._found
+        # Not kept here: on JAX a step that is alive shares its traces with the next.
+        self._found = (None, None)
+        # Else somebody has had it remade, and may have a reason that no key knows.
+        untouched = model.train_function is self._placed
+        self._placed = None
+        if same_key(self._key_made(model.train_function), key):
+            self._made = {"train": model.train_function, "test": model.test_function}
+        else:
+            self._forget()
+        if untouched and same_key(key, self._found_key):
+            model.train_function, model.test_function = found
+        else:
+            del found
+            rebuild_steps(model)
+        if model.train_function is not None:
+            cached = vars(model.train_function).setdefault(_CACHED, {})
+            cached[self.logged] = self
+
+    def _forget(self) -> None:
+        """Lets go of what was compiled, and of what was learnt from compiling it."""
+        self._made = {"train": None, "test": None}
+        self.seen = self.evaluated = self.repeated = self.begun = False
+        self.probe = None
+
+    def _maker(self, kind: str) -> Callable[..., None]:
+        """What covers Keras's ``make_..._function``."""
+        model = self.model
+        make = getattr(model, f"make_{kind}_function")
+        self._make[kind] = make
+
+        def make_anew(force: bool = False) -> None:
+            if getattr(model, f"{kind}_function") is not None and not force:
+                return
+            setattr(model, f"{kind}_function", self.new_function(kind))
+
+        return make_anew
+
+    def new_function(self, kind: str) -> Callable[..., Any]:
+        """A train or test function of its own, not yet traced.
+
+        Args:
+            kind: ``"train"`` or ``"test"``.
+        """
+        model, step = self.model, getattr(self.model, f"{kind}_step")
+
+        # A new function: JAX traces one once, however often it is compiled.
+        def marked(*arguments: Any) -> Any:
+            return self._marked(kind, step, *arguments)
+
+        before = getattr(model, f"{kind}_function")
+        undo = shadow(model, f"{kind}_step", marked)
+        try:
+            self._make[kind](force=True)
+        finally:
+            undo()
+        function = getattr(model, f"{kind}_function")
+        setattr(model, f"{kind}_function", before)
+        if kind == "test":
+            return functools.partial(self._marked, kind, function)
+        told = self._told(function)
+        vars(told)[_MADE] = (self, key_of(model))
+        return told
+
+    def _key_made(self, function: Any) -> Key | None:
+        """What a train function was compiled for, if this has made it."""
+        maker, key = getattr(function, _MADE, (None, None))
+        return key if maker is self else None
+
+    def _marked(self, kind: str, step: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs or traces a step of this kind.
+
+        Where it is traced, by whichever thread; and around its function, since torch
+        looks for ``train_step`` when it runs.
+        """
+        self._step.training, self._step.calls = kind == "train", 0
+        self.begun |= kind == "train"
+        try:
+            return step(*arguments)
+        finally:
+            self._step.training = False
+
+    def _told(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A train function that tells of its first call."""
+        model, fresh = self.model, steps_by_itself(self.model)
+
+        def train_function(*arguments: Any) -> Any:
+            nonlocal fresh
+            noted: Any = contextlib.nullcontext()
+            if fresh:
+                # Whoever sums the loss itself may ask for the penalties, or forget.
+                fresh, noted = False, penalties_noted(model, self._note)
+            with noted:
+                result = self._marked("train", function, *arguments)
+            if self.on_first_step is not None:
+                tell, self.on_first_step = self.on_first_step, None
+                tell(self._first_step(result))
+            return result
+
+        return train_function
+
+    def _first_step(self, result: Any) -> FirstStep:
+        if not self.seen:
+            return FirstStep(0.0 if self.forgotten else None, self.forgotten)
+        mean = self._pair.first[1]
+        variables = [mean.total, mean.count]
+        total, count = metric_values(self.model, variables, result)
+        return FirstStep(float(total) / float(count) if count else None, False)
+
+    def _note(self) -> None:
+        self.evaluated = True
+
+    def _flattener(self) -> Callable[[Mapping[str, Any]], Any]:
+        """Keras's list of ``evaluate``, which keeps its length and order."""
+        model = self.model
+        flatten = model._flatten_metrics_in_order
+
+        def without_parts(logs: Mapping[str, Any]) -> Any:
+            ours = {*NAMES, *(m.name for m in model.metrics if is_ours(m))}
+            return flatten({k: v for k, v in logs.items() if k not in ours})
+
+        return without_parts
 
     def _split_loss(
         self,
@@ -98,203 +289,99 @@ class CostSplit:
         training: bool = True,
     ) -> Tensor:
         arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
-        if self._model._compute_loss_has_training_arg:
+        if self.model._compute_loss_has_training_arg:
             arguments["training"] = training
-        parts = split_loss(self._model, self._compute_loss, arguments)
+        parts = split_loss(self.model, self._compute_loss, arguments)
         if can_store():
-            self._update(x if x is not None else y_pred, parts.data, parts.penalty)
+            batch = x if x is not None else y_pred
+            self._update(batch, parts.data, parts.penalty, parts.weights)
         return parts.total
 
-    def _update(self, batch: Any, data: Tensor, penalty: Tensor) -> None:
-        self.seen = True
+    def _update(
+        self,
+        batch: Any,
+        data: Tensor,
+        penalty: Tensor,
+        weights: Mapping[int, Tensor] | None,
+    ) -> None:
+        again = getattr(self._step, "calls", 0) > 0
+        self._step.calls = 1
+        if getattr(self._step, "training", False):
+            self.seen = True
+            self.repeated |= again
         first = next(leaf for leaf in keras.tree.flatten(batch) if leaf is not None)
         size = ops.cast(ops.shape(first)[0], floatx())
-        values = [ops.stop_gradient(value) for value in (data, penalty)]
-        if hasattr(self._model, "distribute_strategy"):
+        data, penalty = ops.stop_gradient(data), ops.stop_gradient(penalty)
+        if hasattr(self.model, "distribute_strategy"):
             # Under a distribution strategy Keras divides losses by the replicas.
-            share = self._model._aggregate_additional_loss(ops.ones(()))
-            values = [value / share for value in values]
-        for mean, value in zip(self._means, values, strict=True):
+            share = self.model._aggregate_additional_loss(ops.ones(()))
+            data, penalty = data / share, penalty / share
+            weights = weights and {v: weight / share for v, weight in weights.items()}
+        means = self._pair.again if again else self._pair.first
+        for mean, value in zip(means, (data, penalty), strict=True):
             mean.record(value, size)
-        if self.observer is not None:
-            self.observer(*values)
+        if self.observer is not None and not again:
+            self.observer(data, penalty, weights)
 
 
-class _Pair(MetricsList):
-    """The two means, held as Keras holds compiled metrics.
-
-    Only there does ``EarlyStopping(monitor="val_data_loss")`` look for whether less is
-    better, in Keras 3.
-    """
-
-    def result(self) -> dict[str, Tensor]:
-        """Both means by name, as they stand in the logs."""
-        return {mean.name: mean.result() for mean in self.metrics}
-
-    def update_state(self, *arguments: Any, **keywords: Any) -> None:
-        """Nothing: custom train steps update all metrics with ``(y, y_pred)``."""
-
-
-class _Mean(keras.metrics.Mean):
-    """A running mean that only the split adds to; unknown until it does."""
-
-    _direction = "down"  # what Keras's callbacks ask: less is better
-
-    def record(self, value: Tensor, size: Tensor) -> None:
-        """Adds the value of a batch of this size; Keras's own way to it is longer."""
-        self.total.assign_add(value * size)
-        self.count.assign_add(size)
-
-    def update_state(self, *arguments: Any, **keywords: Any) -> None:
-        """Nothing: custom train steps update all metrics with ``(y, y_pred)``."""
-
-    def result(self) -> Tensor:
-        """The mean; not a number, rather than 0, if the step told nothing."""
-        return self.total / self.count
-
-
-class Parts(NamedTuple):
-    """A loss and its two parts."""
-
-    total: Tensor
-    data: Tensor
-    penalty: Tensor
-
-
-def split_loss(
-    model: keras.Model, compute_loss: Callable[..., Tensor], arguments: dict[str, Any]
-) -> Parts:
-    """A model's loss on a batch, as its ``compute_loss`` has it, and its two parts.
-
-    Args:
-        model: The model, right after its forward pass on the batch.
-        compute_loss: Its ``compute_loss``.
-        arguments: For ``compute_loss``, by keyword.
-    """
-    with penalty_scope():
-        # Computed when they are asked for: only the weights' penalties.
-        losses = list(model.losses)
-    # Keras appends the weights' penalties, in order, after all other losses. Counted
-    # as Keras does: penalized_weights walks the layers, which torch would do each step.
-    penalized = [v for v in model.trainable_weights if v.regularizer is not None]
-    first = len(losses) - len(penalized)
-    compiled: list[Tensor] = []
-    summed: list[Tensor] = []
-    with (
-        _losses_are(model, losses),
-        _recorded(model._compile_loss, "call", compiled),
-        _recorded(model, "_aggregate_additional_loss", summed),
-    ):
-        # Keras's own sum of all losses: training is not touched by the split.
-        total = compute_loss(**arguments)
-    if getattr(compute_loss, "__func__", None) is keras.Model.compute_loss:
-        others, penalties = summed[:first], summed[first:]
-        # Summed anew, not subtracted: a penalty a million times the data cost would
-        # leave no digit of it.
-        return Parts(total, _sum([*compiled, *others]), _sum(penalties))
-    # A custom compute_loss may weigh what it likes.
-    penalty = _sum([model._aggregate_additional_loss(loss) for loss in losses[first:]])
-    return Parts(total, total - penalty, penalty)
-
-
-def _sum(values: list[Tensor]) -> Tensor:
-    floats = [ops.cast(value, floatx()) for value in values]
-    if len(floats) == 1:  # often the data cost: torch computes each operation
-        return floats[0]
-    return ops.sum(ops.stack(floats)) if floats else ops.zeros(())
-
-
-@contextlib.contextmanager
-def _recorded(thing: Any, name: str, values: list[Tensor]) -> Iterator[None]:
-    """Appends what a method of one object gives meanwhile."""
-    if thing is None:
-        yield
-        return
-    method = getattr(thing, name)
-
-    def record(*arguments: Any) -> Tensor:
-        value = method(*arguments)
-        if value is not None:
-            values.append(value)
-        return value
-
-    undo = shadow(thing, name, record)
-    try:
-        yield
-    finally:
-        undo()
-
-
-@contextlib.contextmanager
-def _losses_are(model: keras.Model, losses: list[Tensor]) -> Iterator[None]:
-    """What ``model.losses`` gives meanwhile, so that nothing is computed twice."""
-    # Past Keras's and torch's __setattr__, which look for layers and weights.
-    attributes = vars(model)
-    before = attributes["_losses_override"]
-    attributes["_losses_override"] = losses
-    try:
-        yield
-    finally:
-        attributes["_losses_override"] = before
-
-
-def split_cost(model: keras.Model) -> CostSplit:
+def split_cost(model: keras.Model, *, logged: bool = True) -> CostSplit:
     """The split of a compiled model's cost, installed if it is not yet.
 
     Args:
         model: A compiled model.
+        logged: Whether the parts must be in the logs.
 
     Returns:
         The split; its ``remove()`` leaves the model as it was found. While it is
-        installed, ``fit`` and ``evaluate`` report ``data_loss`` and ``penalty``.
+        installed and logged, ``fit`` and ``evaluate`` report ``data_loss`` and
+        ``penalty``.
 
     Raises:
         ValueError: If the model is not compiled, or has metrics of these names.
     """
-    return vars(model).get(_INSTALLED) or CostSplit(model)
-
-
-@contextlib.contextmanager
-def without_penalties(model: keras.Model) -> Iterator[None]:
-    """The model's loss without the penalties of its weights, meanwhile."""
-    variables = [weight.variable for weight in penalized_weights(model)]
-    regularizers = [variable.regularizer for variable in variables]
-    for variable in variables:
-        variable.regularizer = None
-    try:
-        yield
-    finally:
-        for variable, regularizer in zip(variables, regularizers, strict=True):
-            variable.regularizer = regularizer
-
-
-def penalty_of(model: keras.Model) -> float:
-    """The sum of a model's penalties at its weights now; 0 without any."""
-    values = (
-        w.variable.regularizer(w.variable.value) for w in penalized_weights(model)
-    )
-    return sum(float(to_numpy(value)) for value in values)
+    found: CostSplit | None = vars(model).get(_INSTALLED)
+    listener = None
+    if found is not None:
+        if found.logged or not logged:
+            return found
+        listener = found.on_first_step
+        found.remove()
+    cached = getattr(getattr(model, "train_function", None), _CACHED, {})
+    split: CostSplit = cached.get(logged) or CostSplit(model, logged=logged)
+    split.install()
+    split.temporary, split.on_first_step = False, listener
+    return split
 
 
 def is_split(model: keras.Model) -> bool:
-    """Whether the split is installed on the model."""
-    return _INSTALLED in vars(model)
+    """Whether the split is installed on the model, and logged."""
+    found: CostSplit | None = vars(model).get(_INSTALLED)
+    return found is not None and found.logged
 
 
-def _names_in_logs(model: keras.Model) -> set[str]:
-    """Names of a model's metrics, also of those that Keras has yet to build."""
-    names = {name for metric in model.metrics for name in _names(metric)}
-    outputs = getattr(model, "output_names", None) or []
-    if len(outputs) > 1:
-        names |= {f"{output}_loss" for output in outputs}
-    return names
+def tell_first_step(model: keras.Model, tell: Callable[[FirstStep], None]) -> bool:
+    """Have the penalty in the loss of a training's first step told.
+
+    Args:
+        model: A compiled model.
+        tell: Called once, right after the step.
+
+    Returns:
+        Whether it will be. Not where the penalty is in the loss by construction, with
+        Keras's own ``train_step`` and ``compute_loss``: then nothing is installed.
+    """
+    if not (weighs_penalties(model) or steps_by_itself(model)):
+        return False
+    split: CostSplit | None = vars(model).get(_INSTALLED)
+    if split is None:
+        split = split_cost(model, logged=False)
+        split.temporary = True
+    split.on_first_step = tell
+    return True
 
 
-def _names(metric: keras.Metric) -> list[str]:
-    # The compiled metrics are one object that Keras names after itself.
-    inner = getattr(metric, "metrics", None) or [
-        *keras.tree.flatten(getattr(metric, "_user_metrics", None)),
-        *keras.tree.flatten(getattr(metric, "_user_weighted_metrics", None)),
-    ]
-    named = [m.name for m in inner if hasattr(m, "name")]
-    return named or [metric.name]
+def remove_temporary_split(model: keras.Model) -> None:
+    """Remove a split that was to last for one training, if there is one."""
+    found: CostSplit | None = vars(model).get(_INSTALLED)
+    if found is not None and found.temporary:
+        found.remove()

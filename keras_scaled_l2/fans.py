@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 
@@ -28,7 +29,8 @@ def fan_in(layer: keras.Layer, variable: keras.Variable) -> float:
     window and no channels; a transposed one all input channels, over the part of its
     window that the strides leave to an output (the mean over outputs, at least one
     input in each direction); an einsum the dimensions of its kernel that the output
-    lacks, which is what attention's kernels are; an embedding looks up one row; a bias,
+    lacks, which is what attention's kernels are; an embedding looks up one row; what a
+    wrapped torch module holds is stored ``(out, in, ...)``; a bias,
     a scale and an offset take one input each.
 
     Args:
@@ -40,11 +42,13 @@ def fan_in(layer: keras.Layer, variable: keras.Variable) -> float:
     """
     shape = tuple(int(d) for d in variable.shape)
     layers = keras.layers
-    if is_per_unit(variable):
-        return 1
-    if variable.name in ("embeddings", "lora_embeddings_a") and isinstance(
-        layer, layers.Embedding
-    ):
+    if isinstance(layer, layers.TorchModuleWrapper):
+        return _fan_in_of_torch(layer.module, variable.value, shape)
+    looks_up = isinstance(layer, layers.Embedding) and variable.name in (
+        "embeddings",
+        "lora_embeddings_a",
+    )
+    if looks_up or is_per_unit(variable):
         return 1
     if variable.name == "depthwise_kernel" or isinstance(
         layer, (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -63,6 +67,29 @@ def fan_in(layer: keras.Layer, variable: keras.Variable) -> float:
     ):
         return _fan_in_of_einsum(layer.equation, shape)
     return fan_in_of_shape(shape)
+
+
+def _fan_in_of_torch(module: Any, parameter: Any, shape: Shape) -> float:
+    """Of a torch module's weight, which torch stores as ``(out, in, ...)``.
+
+    A transposed convolution has ``(in, out, ...)``, and leaves the part of its window
+    that the strides leave; an embedding looks up one row.
+    """
+    if len(shape) < 2:
+        return 1
+    owner = next(
+        part
+        for part in module.modules()
+        if any(own is parameter for own in part.parameters(recurse=False))
+    )
+    kind = type(owner).__name__
+    if "Embedding" in kind:
+        return 1
+    if "Transpose" in kind:
+        window = zip(shape[2:], owner.stride, strict=True)
+        inputs = shape[0] / owner.groups
+        return float(inputs * math.prod(max(k / s, 1) for k, s in window))
+    return math.prod(shape[1:])
 
 
 def is_per_unit(variable: keras.Variable) -> bool:

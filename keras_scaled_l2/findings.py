@@ -11,7 +11,12 @@ import numpy as np
 
 from keras_scaled_l2.counts import walk
 from keras_scaled_l2.efolds import inert_sentence
-from keras_scaled_l2.fitting import plain_optimizer, weight_decay_of
+from keras_scaled_l2.fitting import (
+    plain_optimizer,
+    weight_decay_of,
+    without_weight_decay,
+)
+from keras_scaled_l2.gradients import penalty_line
 
 if TYPE_CHECKING:
     from keras_scaled_l2.report import WeightReport
@@ -21,8 +26,9 @@ if TYPE_CHECKING:
 class Finding:
     """One finding: a name from a closed set, and the sentence for a person.
 
-    Names: ``nothing_penalized``, ``dominant_value``, ``dominant_gradient``, ``no_op``,
-    ``inert``, ``double_decay``, ``behind_batch_norm``.
+    Names: ``nothing_penalized``, ``not_in_loss``, ``weighed``, ``dominant_value``,
+    ``dominant_gradient``, ``no_op``, ``inert``, ``double_decay``,
+    ``behind_batch_norm``.
     """
 
     name: str
@@ -37,11 +43,19 @@ def find(
     optimizer: dict[str, Any],
     *,
     updates: int | None = None,
+    factors: Sequence[float] = (),
 ) -> Iterator[Finding]:
-    """The findings that hold, the gravest first."""
+    """The findings that hold, the gravest first.
+
+    ``factors`` are those with which the loss holds the weights' penalties.
+    """
     if not weights:
         yield _nothing_penalized(model)
         return
+    if factors and not any(factors):
+        yield Finding("not_in_loss", text_of_dropped(model))
+        return
+    yield from _weighed(model, factors)
     yield from _no_op(weights, optimizer)
     yield from _inert(model, weights, updates)
     yield from _dominant(cost, gradient_ratio)
@@ -58,6 +72,34 @@ def _nothing_penalized(model: keras.Model) -> Finding:
             "rule), or build the layers with kernel_regularizer=..."
         )
     return Finding("nothing_penalized", text)
+
+
+def text_of_dropped(model: keras.Model) -> str:
+    """That a ``compute_loss`` drops the penalties, and the code that it lacks."""
+    return (
+        f"The penalty does not act: the compute_loss of {model.name!r} leaves "
+        "self.losses out. Add `loss = loss + sum(self.losses)` before it returns "
+        "loss."
+    )
+
+
+def text_of_forgotten(model: keras.Model) -> str:
+    """That a ``train_step`` forgets the penalties, and the code that it lacks."""
+    return (
+        f"The penalty does not act in training: the train_step of {model.name!r} "
+        f"leaves self.losses out. Add {penalty_line()}."
+    )
+
+
+def _weighed(model: keras.Model, factors: Sequence[float]) -> Iterator[Finding]:
+    low, high = min(factors, default=1.0), max(factors, default=1.0)
+    if max(abs(low - 1.0), abs(high - 1.0)) > 1e-4:
+        span = f"{low:.3g}" if high - low < 1e-4 * high else f"{low:.3g} to {high:.3g}"
+        yield Finding(
+            "weighed",
+            f"The compute_loss of {model.name!r} counts the penalties {span} times. "
+            "All numbers here are of what is in the loss.",
+        )
 
 
 def _dominant(cost: dict[str, float], ratio: float | None) -> Iterator[Finding]:
@@ -153,11 +195,14 @@ def _double_decay(
     decays = {v.path: weight_decay_of(model, v) for v in model.trainable_variables}
     both = [w.path for w in weights if decays[w.path]]
     if both:
+        first = next(v for v in model.trainable_variables if v.path == both[0])
         yield Finding(
             "double_decay",
             f"{_tensors(both)} {_verb(both, 'decays', 'decay')} twice: by the L2 "
             f"penalty and by {optimizer['name']}'s weight_decay="
-            f"{decays[both[0]]:g}. Use one of the two.",
+            f"{decays[both[0]]:g}. Use one of the two: "
+            f"{optimizer['name']}(..., {without_weight_decay(model, first)}) leaves "
+            "the penalty alone.",
         )
 
 

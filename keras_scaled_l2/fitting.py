@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -50,6 +50,15 @@ def weight_decay_of(model: keras.Model, variable: keras.Variable) -> float:
     optimizer: Any = plain_optimizer(model, variable)
     decay = getattr(optimizer, "weight_decay", None)
     return float(decay) if decay and optimizer._use_weight_decay(variable) else 0.0
+
+
+def without_weight_decay(model: keras.Model, variable: keras.Variable) -> str:
+    """The arguments with which the optimizer of a variable decays nothing, as code."""
+    optimizer = plain_optimizer(model, variable)
+    # Not None, which AdamW refuses. Muon has a second one.
+    names = ("weight_decay", "adam_weight_decay")
+    decays = [name for name in names if getattr(optimizer, name, None)]
+    return ", ".join(f"{name}=0.0" for name in decays)
 
 
 def updates(model: keras.Model) -> int:
@@ -104,20 +113,52 @@ def _symbolic(leaf: Any) -> keras.KerasTensor:
     return keras.KerasTensor((None, *leaf.shape[1:]), dtype)
 
 
-def data_of_running_fit(model: keras.Model) -> tuple[int | None, int | None]:
+class Counted(NamedTuple):
+    """What can be known of the data of a ``fit``; ``None`` where it cannot."""
+
+    samples: int | None
+    """Training examples of one epoch; the fewest there can be."""
+    batch_size: int | None
+    more: int = 0
+    """How many more there may be, where a last partial batch does not tell its size."""
+
+
+UNKNOWN = Counted(None, None)
+
+
+def data_of_running_fit(model: keras.Model) -> Counted:
     """Training examples and batch size of the ``fit`` that is on the call stack.
 
     Keras tells its callbacks neither. Both stand in the data adapter that ``fit``
     has made by the time it calls ``on_train_begin``, so this looks there rather than
     make every user repeat ``samples=len(x_train)``. Read only, and never a guess: a
     generator, or a data set that does not tell its batch size, gives ``None``.
-
-    Returns:
-        ``(samples, batch_size)``, each ``None`` where it cannot be known.
     """
     frame = _running_fit(model)
-    iterator = None if frame is None else frame.f_locals.get("epoch_iterator")
-    return _samples_of_adapter(getattr(iterator, "data_adapter", None))
+    if frame is None:
+        return UNKNOWN
+    adapter = getattr(frame.f_locals.get("epoch_iterator"), "data_adapter", None)
+    return _count(adapter, frame.f_locals.get("steps_per_epoch"))
+
+
+def is_in_fit_that_resolves() -> bool:
+    """Whether the nearest ``fit`` on the call stack has a callback that binds rules.
+
+    Keras on JAX traces the loss before any callback could: an unresolved rule must get
+    through that trace if it will be resolved after it, and only then.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name, of = frame.f_code.co_name, frame.f_locals.get("self")
+        if name == "fit" and isinstance(of, keras.Model):
+            callbacks = frame.f_locals.get("callbacks")
+            inner = getattr(callbacks, "callbacks", callbacks)
+            return any(
+                getattr(callback, "resolves_rules", False)
+                for callback in keras.tree.flatten(inner)
+            )
+        frame = frame.f_back
+    return False
 
 
 def _running_fit(model: keras.Model) -> FrameType | None:
@@ -129,29 +170,78 @@ def _running_fit(model: keras.Model) -> FrameType | None:
     return None
 
 
-def _samples_of_adapter(adapter: Any) -> tuple[int | None, int | None]:
+def _count(adapter: Any, steps: int | None) -> Counted:
+    """What an adapter tells of an epoch, of so many steps if they were given."""
     loader = getattr(adapter, "_dataloader", None)
     if loader is not None:
-        return _samples_of_loader(loader)
+        return _count_of_loader(loader)
+    sequence = getattr(adapter, "py_dataset", None)
+    if sequence is not None:
+        return _count_of_sequence(sequence)
+    if hasattr(adapter, "_dataset"):
+        return _count_of_dataset(adapter, steps)
     try:
         batches, batch_size = adapter.num_batches, adapter.batch_size
         partial = adapter.partial_batch_size if adapter.has_partial_batch else None
     except (AttributeError, NotImplementedError):
-        return None, None
+        return UNKNOWN
     if batches is None or batch_size is None:
-        return None, batch_size
+        return Counted(None, batch_size)
     last = batch_size if partial is None else partial
-    return (int(batches) - 1) * int(batch_size) + int(last), int(batch_size)
+    return Counted((int(batches) - 1) * int(batch_size) + int(last), int(batch_size))
 
 
-def _samples_of_loader(loader: Any) -> tuple[int | None, int | None]:
+def _count_of_dataset(adapter: Any, steps: int | None) -> Counted:
+    """Of a ``tf.data`` set: repeated ones hold several epochs, unless steps tell."""
+    size = adapter.batch_size
+    batches = adapter.num_batches
+    if size is not None:
+        if batches is None:  # endless: nobody knows what it repeats
+            return Counted(None, int(size))
+        # No batch is smaller: its size is a part of the type.
+        return Counted(min(steps or batches, batches) * int(size), int(size))
+    size = _size_of_batches(adapter._dataset)
+    if size is None or batches is None or (steps and steps != batches):
+        return Counted(None, size)
+    return Counted((batches - 1) * size + 1, size, more=size - 1)
+
+
+_ONE_TO_ONE = ("Prefetch", "Map", "Options", "Cache", "Model", "Assert")
+
+
+def _size_of_batches(dataset: Any) -> int | None:
+    """Examples of each batch but the last, of a ``tf.data`` set that batches once."""
+    while dataset is not None:
+        size = getattr(dataset, "_batch_size", None)
+        if size is not None:
+            return int(to_numpy(size))
+        if not any(name in type(dataset).__name__ for name in _ONE_TO_ONE):
+            return None
+        dataset = getattr(dataset, "_input_dataset", None)
+    return None
+
+
+def _count_of_sequence(sequence: Any) -> Counted:
+    """Of a ``PyDataset``, whose first and last batch tell their sizes."""
+    batches = sequence.num_batches
+    if not batches:
+        return UNKNOWN
+    first, last = (_length(sequence[i]) for i in (0, batches - 1))
+    return Counted(first * (int(batches) - 1) + last, first)
+
+
+def _length(batch: Any) -> int:
+    return int(keras.tree.flatten(batch)[0].shape[0])
+
+
+def _count_of_loader(loader: Any) -> Counted:
     """Of a torch DataLoader, which Keras takes to yield its whole data set."""
     if loader.batch_size is None:
-        return None, None
+        return UNKNOWN
     try:
         samples = len(loader.sampler)
     except TypeError:
-        return None, loader.batch_size
+        return Counted(None, loader.batch_size)
     if loader.drop_last:
         samples -= samples % loader.batch_size
-    return samples, loader.batch_size
+    return Counted(samples, loader.batch_size)

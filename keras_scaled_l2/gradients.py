@@ -18,9 +18,12 @@ Tensor = Any
 """A tensor of whichever backend Keras runs on, or a ``keras.Variable``."""
 
 Measure = Callable[
-    [Mapping[int, Tensor], Mapping[int, Tensor], Tensor | None], Tensor | None
+    [Mapping[int, Tensor], Mapping[int, Tensor], Tensor | None, Tensor], Tensor | None
 ]
-"""``(gradients, values before the step, loss scale) -> what to store``, by ``id``."""
+"""What to store, of a step's gradients and values before it, both by ``id``.
+
+Also given: the loss scale, and what the step has assigned to another variable.
+"""
 
 _BACKEND = keras.backend.backend()
 
@@ -233,9 +236,9 @@ def _sum_of_squares_in_xla(x: Tensor) -> Tensor:
     return _sum_of_squares(norms) + _sum_of_squares(flat[whole:])
 
 
-def intercept_gradients(
-    model: keras.Model, slot: keras.Variable, measure: Measure
-) -> Callable[[], None]:
+def interceptor(
+    model: keras.Model, slot: keras.Variable, given: keras.Variable, measure: Measure
+) -> Callable[[], Callable[[], None]]:
     """Call ``measure`` with the gradients that the model's optimizer receives.
 
     Every way to the weights leads through the optimizer's ``apply``, on JAX
@@ -245,13 +248,16 @@ def intercept_gradients(
     Args:
         model: A compiled model.
         slot: A variable of one of the model's metrics.
+        given: Another one, whose value in the step ``measure`` receives.
         measure: Called where a step is traced or run; returns ``None`` to do nothing.
 
     Returns:
-        A function that leaves the optimizer and the model as they were found.
+        A function that installs this, any number of times with the same shadows, so
+        that a step that was compiled with them stays right. It returns a function
+        that leaves the optimizer and the model as they were found.
     """
     if _BACKEND == "jax":
-        return _intercept_stateless(model, slot, measure)
+        return _stateless_interceptor(model, slot, given, measure)
     optimizer = model.optimizer
     original = optimizer.apply
     if _BACKEND == "torch":
@@ -267,17 +273,18 @@ def intercept_gradients(
             if trainable_variables is None
             else list(trainable_variables)
         )
-        given = zip(variables, grads, strict=True)
+        pairs = zip(variables, grads, strict=True)
         stored = measure(
-            {id(v): g for v, g in given if g is not None},
+            {id(v): g for v, g in pairs if g is not None},
             {id(v): v for v in model.trainable_variables},
             _loss_scale(optimizer),
+            given,
         )
         if stored is not None:
             slot.assign(ops.stop_gradient(stored))
         return original(grads, trainable_variables)
 
-    return shadow(optimizer, "apply", apply)
+    return lambda: shadow(optimizer, "apply", apply)
 
 
 def _loss_scale(optimizer: keras.optimizers.Optimizer) -> Tensor | None:
@@ -287,50 +294,148 @@ def _loss_scale(optimizer: keras.optimizers.Optimizer) -> Tensor | None:
     return None if scaled is one else ops.cast(scaled, "float32")
 
 
-def _intercept_stateless(
-    model: keras.Model, slot: keras.Variable, measure: Measure
-) -> Callable[[], None]:
+def _stateless_interceptor(
+    model: keras.Model, slot: keras.Variable, given: keras.Variable, measure: Measure
+) -> Callable[[], Callable[[], None]]:
     """JAX: gradients pass ``stateless_apply``, numbers leave with the state."""
     optimizer = model.optimizer
     apply, train_step = optimizer.stateless_apply, model.train_step
-    captured: list[Tensor] = []
-    state_mapping: list[tuple[keras.Variable, Tensor]] = []
+    captured: list[tuple[Sequence[Any], ...]] = []
 
     def stateless_apply(
         optimizer_variables: Sequence[Any],
         grads: Sequence[Any],
         trainable_variables: Sequence[Any],
     ) -> Any:
-        optimizer_mapping = zip(optimizer.variables, optimizer_variables, strict=True)
-        ids = [id(v) for v in model.trainable_variables]
-        # Outside this scope a variable is the constant that it was at the trace.
-        with keras.StatelessScope(state_mapping=[*state_mapping, *optimizer_mapping]):
-            stored = measure(
-                dict(zip(ids, grads, strict=True)),
-                dict(zip(ids, trainable_variables, strict=True)),
-                _loss_scale(optimizer),
-            )
-        captured[:] = [] if stored is None else [stored]
+        captured[:] = [(optimizer_variables, grads, trainable_variables)]
         return apply(optimizer_variables, grads, trainable_variables)
 
     def measured_step(state: tuple[Any, ...], data: Any) -> tuple[Any, Any]:
-        state_mapping[:] = zip(model.non_trainable_variables, state[1], strict=True)
+        captured.clear()
+        others = zip(model.non_trainable_variables, state[1], strict=True)
         logs, state = train_step(state, data)
-        state_mapping.clear()
         if not captured:
             return logs, state
+        optimizer_values, gradients, values = captured.pop()
+        mapping = [*others, *zip(optimizer.variables, optimizer_values, strict=True)]
+        ids = [id(v) for v in model.trainable_variables]
         metrics = list(state[3])
-        metrics[_position(model, slot)] = captured.pop()
+        # Outside this scope a variable is the constant that it was at the trace.
+        with keras.StatelessScope(state_mapping=mapping):
+            stored = measure(
+                dict(zip(ids, gradients, strict=True)),
+                dict(zip(ids, values, strict=True)),
+                _loss_scale(optimizer),
+                metrics[_position(model, given)],
+            )
+        if stored is not None:
+            metrics[_position(model, slot)] = stored
         return logs, (*state[:3], metrics)
 
-    undo_apply = shadow(optimizer, "stateless_apply", stateless_apply)
-    undo_step = shadow(model, "train_step", measured_step)
+    def install() -> Callable[[], None]:
+        undo_apply = shadow(optimizer, "stateless_apply", stateless_apply)
+        undo_step = shadow(model, "train_step", measured_step)
 
-    def undo() -> None:
-        undo_apply()
-        undo_step()
+        def undo() -> None:
+            undo_apply()
+            undo_step()
 
-    return undo
+        return undo
+
+    return install
+
+
+def value_and_slopes(
+    function: Callable[[Sequence[Tensor]], Tensor], count: int
+) -> tuple[Tensor, list[Tensor]]:
+    """A scalar function of ``count`` scalars where all are 0, and its derivatives.
+
+    Exact, and nearly free: only what depends on these scalars is differentiated. What
+    the function assigns to variables is assigned as in an ordinary call.
+
+    Args:
+        function: Called once, with ``count`` scalars of Keras's float type.
+        count: How many.
+
+    Returns:
+        The value, and one derivative for each scalar.
+    """
+    if _BACKEND == "torch":
+        import torch
+
+        # It keeps the graph for the step's own backward pass: beyond torch.compile.
+        apart: Callable[..., Any] = torch.compiler.disable(_torch_value_and_slopes)
+        value, slopes = apart(function, count)
+    elif _BACKEND == "jax":
+        value, slopes = _jax_value_and_slopes(function, count)
+    else:
+        import tensorflow as tf
+
+        shifts = tf.zeros((count,), keras.config.floatx())
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(shifts)
+            value = function(tf.unstack(shifts, num=count))
+        none = tf.UnconnectedGradients.ZERO
+        slopes = tape.gradient(value, shifts, unconnected_gradients=none)
+        slopes = tf.unstack(slopes, num=count)
+    return value, list(slopes)
+
+
+def _torch_value_and_slopes(
+    function: Callable[[Sequence[Tensor]], Tensor], count: int
+) -> tuple[Tensor, Any]:
+    import torch
+
+    training = torch.is_grad_enabled()
+    with torch.enable_grad():
+        shifts = ops.zeros((count,)).requires_grad_(True)
+        value = function(list(shifts.unbind()))
+        slopes = None
+        if value.requires_grad:
+            [slopes] = torch.autograd.grad(
+                value, [shifts], retain_graph=training, allow_unused=True
+            )
+    slopes = torch.zeros_like(shifts) if slopes is None else slopes
+    return value if training else value.detach(), slopes.detach().unbind()
+
+
+def _jax_value_and_slopes(
+    function: Callable[[Sequence[Tensor]], Tensor], count: int
+) -> tuple[Tensor, Any]:
+    import jax
+
+    # Entering a scope tells which one was open before; Keras exports no other way.
+    with keras.StatelessScope(initialize_variables=False) as scope:
+        outer = scope.original_scope
+
+    def of_shifts(shifts: Any) -> tuple[Any, Any]:
+        parts = [shifts[i] for i in range(count)]
+        if outer is None:
+            return ops.convert_to_tensor(function(parts)), None
+        # What is assigned must leave this function as a result.
+        with keras.StatelessScope(collect_losses=outer.collect_losses) as inner:
+            inner.state_mapping.update(outer.state_mapping)
+            inner.losses.extend(outer.losses)
+            value = ops.convert_to_tensor(function(parts))
+        return value, (inner.state_mapping, inner.losses)
+
+    differentiate = jax.value_and_grad(of_shifts, has_aux=True)
+    (value, assigned), slopes = differentiate(ops.zeros((count,)))
+    if outer is not None:
+        outer.state_mapping.update(assigned[0])
+        outer.losses[:] = assigned[1]
+    return value, [slopes[i] for i in range(count)]
+
+
+def penalty_line() -> str:
+    """What a ``train_step`` lacks that leaves ``self.losses`` out, as code."""
+    if _BACKEND != "jax":
+        return "`loss = loss + sum(self.losses)`, before the gradient is taken"
+    return (
+        "`y_pred, non_trainable_variables, losses = self.stateless_call("
+        "trainable_variables, non_trainable_variables, x, training=True, "
+        "return_losses=True)`, then `loss = loss + sum(losses)`"
+    )
 
 
 def runs_in_xla(model: keras.Model) -> bool:
@@ -338,24 +443,6 @@ def runs_in_xla(model: keras.Model) -> bool:
     return (
         _BACKEND == "tensorflow" and bool(model.jit_compile) and not model.run_eagerly
     )
-
-
-def separate_train_function(model: keras.Model) -> Callable[..., Any]:
-    """A train function of its own, not yet traced; the model keeps it as well."""
-    if _BACKEND != "jax":
-        model.make_train_function(force=True)
-    else:
-        step = model.train_step
-
-        def train_step(state: Any, data: Any) -> Any:
-            return step(state, data)
-
-        # JAX traces a Python function once, however often it is compiled.
-        undo = shadow(model, "train_step", train_step)
-        model.make_train_function(force=True)
-        undo()
-    train_function: Callable[..., Any] = model.train_function
-    return train_function
 
 
 def metric_values(
@@ -404,6 +491,15 @@ def can_store() -> bool:
     # Entering a scope tells which one was open before; Keras exports no other way.
     with keras.StatelessScope(initialize_variables=False) as scope:
         return scope.original_scope is not None
+
+
+def is_known(variables: Sequence[keras.Variable]) -> bool:
+    """Whether variables have values here; on JAX some stateless functions leave out."""
+    with keras.StatelessScope(initialize_variables=False) as scope:
+        outer = scope.original_scope
+    if _BACKEND != "jax" or outer is None:
+        return True
+    return all(outer.get_current_value(v) is not None for v in variables)
 
 
 def shadow(thing: Any, name: str, function: Any) -> Callable[[], None]:

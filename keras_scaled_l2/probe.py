@@ -11,14 +11,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_scaled_l2.costs import split_cost
+from keras_scaled_l2.compiled import key_of, same_key
+from keras_scaled_l2.costs import CostSplit, split_cost
 from keras_scaled_l2.gradients import (
     Tensor,
     data_summand,
-    intercept_gradients,
+    interceptor,
     metric_values,
     runs_in_xla,
-    separate_train_function,
     squared_norms,
     strategy_scope,
     sum_of_squares,
@@ -59,7 +59,8 @@ def probe_gradients(model: keras.Model, fit: object) -> GradientProbe:
     """The measurement of a model's gradients, installed if it is not yet.
 
     One that a broken-off ``fit`` left is removed, and one whose step another callback
-    has remade is made anew; those who watched it ask again.
+    has remade is made anew; those who watched it ask again. What an earlier ``fit``
+    has compiled serves again.
 
     Args:
         model: A compiled and built model.
@@ -71,7 +72,12 @@ def probe_gradients(model: keras.Model, fit: object) -> GradientProbe:
         return found
     if found is not None:
         found.remove()
-    return GradientProbe(model, fit)
+    split = split_cost(model)
+    kept: GradientProbe | None = split.probe
+    if kept is None or not kept.is_right():
+        split.probe = kept = GradientProbe(model, split)
+    kept.install(fit)
+    return kept
 
 
 def remove_stale_probe(model: keras.Model, fit: object) -> None:
@@ -88,32 +94,54 @@ class GradientProbe:
     data gradient ``g - 2 c w`` and of ``w``. TensorFlow's graph has the data gradient
     by itself. Elsewhere it is subtracted element by element, so its norm keeps its
     digits until it is as small as the rounding of ``g`` itself: the relative error is
-    about ``1e-7 * norm(2 c w) / norm(g - 2 c w)``.
+    about ``1e-7 * norm(2 c w) / norm(g - 2 c w)``. Where the model's ``compute_loss``
+    weighs the penalties itself, ``c`` is the coefficient times that weight.
 
     The gradient is the step's: of one batch, before clipping and accumulation, the
     loss scale divided out, summed over replicas. Weights under a penalty that is not
     ``c * sum(w**2)`` are left out; so are all where the step does not tell its loss or
-    its gradients (a custom one that goes past ``compute_loss`` or the optimizer).
+    its gradients (a custom one that goes past ``compute_loss`` or the optimizer), and
+    where it computes its loss more than once.
     """
 
-    def __init__(self, model: keras.Model, fit: object) -> None:
-        """Installs the measurement on a compiled and built model."""
-        self.fit = fit
+    def __init__(self, model: keras.Model, split: CostSplit) -> None:
+        """Makes what a compiled and built model is measured with."""
+        self.fit: object = None
         """Whatever tells one ``fit`` from another."""
         self._model = model
+        self._split = split
+        self._key = key_of(model)
         self._watchers: dict[Watcher, None] = {}
         self._measuring = self._measured = False
         self._weights = [v for v in model.trainable_weights if _is_quadratic(v)]
+        self._rules = [v.regularizer for v in self._weights]
         self._names = _unique_paths(self._weights)
-        self.read_coefficients()
         with strategy_scope(model):
             self._metric = _Statistics(len(self._weights))
+        slots = self._metric.squares, self._metric.weights
+        self._shadows = interceptor(model, *slots, self._measure)
+        self._undo: Callable[[], None] = lambda: None
+        self._train_function: Callable[..., Any] | None = None
+        self._remade = False
+
+    def is_right(self) -> bool:
+        """Whether its steps still compute what the model would compute now."""
+        return not self._remade and same_key(self._key, key_of(self._model))
+
+    def install(self, fit: object) -> None:
+        """Puts the measurement, and the steps that it has compiled, on the model."""
+        model = self._model
+        self.fit = fit
+        self._watchers = {}
+        self.read_coefficients()
+        self._before = model.train_function
         model._metrics.append(self._metric)
-        self._undo = intercept_gradients(model, self._metric.squares, self._measure)
-        self._split = split_cost(model)
+        self._undo = self._shadows()
         self._split.observer = self._record_costs
         vars(model)[_INSTALLED] = self
-        self._train_function = model.train_function = self._switch()
+        if self._train_function is None:
+            self._train_function = self._switch()
+        model.train_function = self._train_function
 
     @property
     def in_use(self) -> bool:
@@ -122,7 +150,8 @@ class GradientProbe:
 
     def read_coefficients(self) -> None:
         """Read what the coefficients are; in an epoch JAX's variables hold nothing."""
-        self._coefficients = [_number(_coefficient(v)) for v in self._weights]
+        pairs = zip(self._weights, self._rules, strict=True)
+        self._coefficients = [_number(_coefficient(rule, v)) for v, rule in pairs]
 
     def watch(
         self, due: Callable[[], bool], done: Callable[[StepRecord], None]
@@ -145,8 +174,11 @@ class GradientProbe:
         self._undo()
         self._split.observer = None
         model._metrics.remove(self._metric)
+        self._remade = not self.in_use
         if self.in_use:
-            model.make_train_function(force=True)
+            model.train_function = self._before
+        self._before = None
+        self._watchers = {}
 
     def _switch(self) -> Callable[..., Any]:
         """A train function that measures the calls that are due, and no others.
@@ -154,7 +186,7 @@ class GradientProbe:
         Two steps are compiled, with and without the measurement: a condition within
         one step costs as much as measuring always.
         """
-        plain, measured = (separate_train_function(self._model) for _ in range(2))
+        plain, measured = (self._split.new_function("train") for _ in range(2))
 
         def train_function(*arguments: Any) -> Any:
             # A list: every watcher counts the calls, also those that others ask for.
@@ -173,17 +205,28 @@ class GradientProbe:
 
         return train_function
 
-    def _record_costs(self, data: Tensor, penalty: Tensor) -> None:
-        if self._measuring:
-            costs = ops.stack([ops.cast(v, "float32") for v in (data, penalty)])
-            self._metric.costs.assign(costs)
+    def _record_costs(
+        self, data: Tensor, penalty: Tensor, weights: Mapping[int, Tensor] | None
+    ) -> None:
+        if not self._measuring:
+            return
+        costs = ops.stack([ops.cast(v, "float32") for v in (data, penalty)])
+        self._metric.costs.assign(costs)
+        if weights and self._weights:
+            one = ops.ones((), "float32")
+            column = [weights.get(id(v), one) for v in self._weights]
+            column = [ops.cast(ops.stop_gradient(w), "float32") for w in column]
+            self._metric.weights.assign(ops.stack(column))
 
     def _read(self, step_result: Any) -> StepRecord:
-        variables = [self._metric.costs, self._metric.squares]
-        costs, squares = metric_values(self._model, variables, step_result)
-        rows = zip(
-            self._names, self._coefficients, np.sqrt(squares).tolist(), strict=True
-        )
+        slots = [self._metric.costs, self._metric.squares, self._metric.weights]
+        costs, squares, weights = metric_values(self._model, slots, step_result)
+        factors = self._coefficients
+        if self._is_weighed:
+            factors = [c * w for c, w in zip(factors, weights.tolist(), strict=True)]
+        if self._is_forgotten:
+            factors = [0.0 for _ in factors]
+        rows = zip(self._names, factors, np.sqrt(squares).tolist(), strict=True)
         norms = {
             name: GradientNorms(data, 2.0 * c * weight, weight, c)
             for name, c, (data, weight) in rows
@@ -192,42 +235,55 @@ class GradientProbe:
         data, penalty = costs.tolist() if self._split.seen else (math.nan, math.nan)
         return StepRecord(data, penalty, norms)
 
+    @property
+    def _is_weighed(self) -> bool:
+        """Whether the step tells what its penalties are multiplied by."""
+        return self._split.seen and self._split.weighs
+
+    @property
+    def _is_forgotten(self) -> bool:
+        """Whether no penalty can be in these gradients."""
+        return self._split.forgotten
+
     def _measure(
         self,
         gradients: Mapping[int, Tensor],
         values: Mapping[int, Tensor],
         scale: Tensor | None,
+        weights: Tensor,
     ) -> Tensor | None:
         """Squared norms of data gradient and weight, one row a weight."""
         if not (self._measuring and self._weights):
             return None
-        if any(self._coefficients) and not self._split.seen:
+        if self._split.repeated:
+            return None  # The gradients of which loss, at which weights?
+        if any(self._coefficients) and not (self._split.seen or self._is_forgotten):
             return None  # Nobody knows whether the penalty is in these gradients.
         self._measured = True
-        return ops.stack(
-            [
-                self._row(v, gradients.get(id(v)), values[id(v)], scale)
-                for v in self._weights
-            ]
-        )
+        rows = []
+        for i, (v, rule) in enumerate(zip(self._weights, self._rules, strict=True)):
+            factor = None
+            if rule is not None and not self._is_forgotten:
+                factor = 2.0 * ops.cast(_coefficient(rule, v), "float32")
+                if self._is_weighed:
+                    factor = factor * ops.convert_to_tensor(weights)[i]
+            rows.append(self._row(gradients.get(id(v)), values[id(v)], scale, factor))
+        return ops.stack(rows)
 
     def _row(
         self,
-        variable: keras.Variable,
         gradient: Tensor,
         value: Tensor,
         scale: Tensor | None,
+        factor: Tensor | None,
     ) -> Tensor:
         if gradient is None:
             squares = sum_of_squares(ops.cast(value, "float32"))
             return ops.stack([ops.zeros(()), squares])
-        factor = None
-        if variable.regularizer is not None:
+        if factor is not None:
             data = data_summand(gradient)
-            if data is None:
-                factor = 2.0 * ops.cast(_coefficient(variable), "float32")
-            else:
-                gradient = data
+            if data is not None:
+                gradient, factor = data, None
         return squared_norms(
             whole_gradient(gradient),
             scale,
@@ -247,6 +303,10 @@ class _Statistics(keras.metrics.Metric):
             (weights, 2), "zeros", aggregation="only_first_replica"
         )
         self.costs = self.add_variable((2,), "zeros", aggregation="mean")
+        # What each weight's penalty is multiplied by in the loss.
+        self.weights = self.add_variable(
+            (weights,), "ones", aggregation="only_first_replica"
+        )
 
     def update_state(self, *arguments: Any, **keywords: Any) -> None:
         """Nothing: custom train steps update all metrics with ``(y, y_pred)``."""
@@ -257,7 +317,7 @@ class _Statistics(keras.metrics.Metric):
 
 
 def _is_quadratic(variable: keras.Variable) -> bool:
-    return variable.regularizer is None or _coefficient(variable) is not None
+    return _coefficient(variable.regularizer, variable) is not None
 
 
 def _unique_paths(variables: Sequence[keras.Variable]) -> list[str]:
@@ -270,10 +330,10 @@ def _unique_paths(variables: Sequence[keras.Variable]) -> list[str]:
     return paths
 
 
-def _coefficient(variable: keras.Variable) -> Any:
-    if variable.regularizer is None:
+def _coefficient(regularizer: Any, variable: keras.Variable) -> Any:
+    if regularizer is None:
         return 0.0
-    return effective_coefficient(variable.regularizer, variable.shape)
+    return effective_coefficient(regularizer, variable.shape)
 
 
 def _number(value: Any) -> float:

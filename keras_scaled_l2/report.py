@@ -13,7 +13,6 @@ from keras import ops
 
 from keras_scaled_l2 import report_text
 from keras_scaled_l2.attaching import check_built, resolved
-from keras_scaled_l2.costs import without_penalties
 from keras_scaled_l2.counts import Weight, elements
 from keras_scaled_l2.findings import Finding, find
 from keras_scaled_l2.fitting import (
@@ -27,7 +26,8 @@ from keras_scaled_l2.gradients import (
     sum_of_squares,
     to_numpy,
 )
-from keras_scaled_l2.rule import Rule, effective_coefficient
+from keras_scaled_l2.parts import Parts, penalties_given, split_loss
+from keras_scaled_l2.rule import Rule, effective_coefficient, name_of
 from keras_scaled_l2.units import convert
 from keras_scaled_l2.validation import positive_count
 
@@ -47,7 +47,7 @@ class WeightReport:
     """Number of elements."""
     sum_of_squares: float
     coefficient: float | None
-    """The effective ``c`` of ``c * sum(w**2)``."""
+    """The effective ``c`` of ``c * sum(w**2)``; with data, as the loss weighs it."""
     penalty: float
     share: float
     """Of the penalties of all weights together."""
@@ -154,30 +154,38 @@ def cost_report(
     penalties = [
         _penalty(w, rule, s) for (w, rule), s in zip(rules, squares, strict=True)
     ]
-    cost = {"penalty": math.fsum(penalties)}
+    factors = [1.0] * len(rules)
+    data_cost: float | None = None
     data_norms: dict[int, float] = {}
     if not (x is None and y is None and sample_weight is None):
         _check_data(model, x, y)
         arrays = _arrays(x, y, sample_weight)
         size = batch_size or _BATCH_SIZE
-        with without_penalties(model), _left_alone(model):
-            cost = _split(cost["penalty"], _data_cost(model, arrays, size))
+        variables = [weight.variable for weight, _ in rules]
+        given = list(zip(variables, penalties, strict=True))
+        with penalties_given(given), _left_alone(model):
+            data_cost, factors = _data_cost(model, variables, arrays, size)
             data_norms = _data_gradient_norms(model, arrays, size)
+        penalties = [f * p for f, p in zip(factors, penalties, strict=True)]
+    cost = {"penalty": math.fsum(penalties)}
+    if data_cost is not None:
+        cost = _split(cost["penalty"], data_cost)
     weights = tuple(
         _weight_report(
             weight,
             rule,
             square=square,
+            factor=factor,
             penalty=penalty,
             all_penalties=cost["penalty"],
             decay=_decay_of(model, weight.variable),
             data_norms=data_norms,
         )
-        for (weight, rule), square, penalty in zip(
-            rules, squares, penalties, strict=True
+        for (weight, rule), square, penalty, factor in zip(
+            rules, squares, penalties, factors, strict=True
         )
     )
-    ratio = _overall_ratio(rules, squares, data_norms)
+    ratio = _overall_ratio(rules, squares, factors, data_norms)
     optimizer = _describe_optimizer(model)
     return CostReport(
         model=model.name,
@@ -194,6 +202,7 @@ def cost_report(
                 cost,
                 ratio,
                 optimizer,
+                factors=factors,
                 updates=_updates(model, samples, batch_size, epochs),
             )
         ),
@@ -231,6 +240,7 @@ def _weight_report(
     rule: Any,
     *,
     square: float,
+    factor: float,
     penalty: float,
     all_penalties: float,
     decay: float | None,
@@ -238,7 +248,7 @@ def _weight_report(
 ) -> WeightReport:
     variable = weight.variable
     c = effective_coefficient(rule, variable.shape)
-    c = None if c is None else _number(c)
+    c = None if c is None else factor * _number(c)
     per_step = None if decay is None or c is None else c * decay
     data = data_norms.get(id(variable))
     return WeightReport(
@@ -302,13 +312,14 @@ def _split(penalty: float, data: float) -> dict[str, float]:
 def _overall_ratio(
     rules: Sequence[tuple[Weight, Any]],
     squares: Sequence[float],
+    factors: Sequence[float],
     data_norms: dict[int, float],
 ) -> float | None:
     penalty = data = 0.0
-    for (weight, rule), square in zip(rules, squares, strict=True):
+    for (weight, rule), square, f in zip(rules, squares, factors, strict=True):
         c = effective_coefficient(rule, weight.variable.shape)
         if c is not None and id(weight.variable) in data_norms:
-            penalty += (2.0 * _number(c)) ** 2 * square
+            penalty += (2.0 * f * _number(c)) ** 2 * square
             data += data_norms[id(weight.variable)] ** 2
     return math.sqrt(penalty / data) if data > 0 else None
 
@@ -377,30 +388,46 @@ def _arrays(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
 
 
 def _data_cost(
-    model: keras.Model, arrays: tuple[Any, Any, Any], batch_size: int
-) -> float:
-    """Mean data cost of all examples, batch by batch as ``evaluate`` takes it."""
+    model: keras.Model,
+    variables: Sequence[keras.Variable],
+    arrays: tuple[Any, Any, Any],
+    batch_size: int,
+) -> tuple[float, list[float]]:
+    """Mean data cost of all examples, batch by batch as ``evaluate`` takes it.
+
+    And with how much each variable's penalty is in the loss, as a mean likewise.
+    """
     count = len(next(leaf for leaf in keras.tree.flatten(arrays) if leaf is not None))
-    total = 0.0
+    total, factors = 0.0, [0.0] * len(variables)
     for start in range(0, count, batch_size):
         stop = min(start + batch_size, count)
-        total += _number(_data_loss(model, arrays, start, stop)) * (stop - start)
-    return total / count
+        share = (stop - start) / count
+        arguments = _arguments(model, arrays, start, stop)
+        parts: Parts = split_loss(model, model.compute_loss, arguments)
+        total += _number(parts.data) * share
+        for i, v in enumerate(variables):
+            weight = 1.0 if parts.weights is None else _number(parts.weights[id(v)])
+            factors[i] += weight * share
+    return total, [1.0 if parts.weights is None else factor for factor in factors]
 
 
 def _data_gradient_norms(
     model: keras.Model, arrays: tuple[Any, Any, Any], batch_size: int
 ) -> dict[int, float]:
-    gradients = loss_gradients(model, lambda: _data_loss(model, arrays, 0, batch_size))
+    # The penalties are given as numbers here, so this is the data's gradient alone.
+    gradients = loss_gradients(
+        model, lambda: model.compute_loss(**_arguments(model, arrays, 0, batch_size))
+    )
     return {
         id(variable): 0.0 if g is None else math.sqrt(_number(sum_of_squares(g)))
         for variable, g in zip(model.trainable_variables, gradients, strict=True)
     }
 
 
-def _data_loss(
+def _arguments(
     model: keras.Model, arrays: tuple[Any, Any, Any], start: int, stop: int
-) -> Tensor:
+) -> dict[str, Tensor]:
+    """What ``compute_loss`` takes of some examples, after the forward pass."""
     x, y, sample_weight = keras.tree.map_structure(
         lambda a: None if a is None else ops.convert_to_tensor(a[start:stop]), arrays
     )
@@ -410,7 +437,7 @@ def _data_loss(
     )
     if model._compute_loss_has_training_arg:
         arguments["training"] = False
-    return model.compute_loss(**arguments)
+    return arguments
 
 
 @contextlib.contextmanager
@@ -441,8 +468,7 @@ def _name(rule: Any) -> str:
     if isinstance(rule, Rule):
         inferred = {f"inferred_{name}": None for name in rule.inferable}
         return repr(dataclasses.replace(rule, **inferred))
-    name = getattr(rule, "__name__", type(rule).__name__)
-    return str(name)
+    return name_of(rule)
 
 
 def _number(value: Any) -> float:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import keras
 from keras import ops
 
+from keras_scaled_l2.fitting import is_in_fit_that_resolves
 from keras_scaled_l2.gradients import Tensor, sum_of_squares
 
 PACKAGE = "keras_scaled_l2"
@@ -87,8 +88,10 @@ class Rule(keras.Regularizer):
         Returns:
             The penalty; summed in float32 whatever the dtype of ``x``.
         """
-        if self.missing and _in_symbolic_scope():
-            # Keras on JAX traces the loss before any callback could count.
+        if self.missing and _in_symbolic_scope() and is_in_fit_that_resolves():
+            # Keras on JAX traces the loss before any callback could count. Without one
+            # that does the error must come here: after this trace Keras takes the
+            # weights out of the model, and an error leaves it without them.
             return ops.zeros((), dtype=keras.config.floatx())
         total = sum_of_squares(x)
         # Not ops.cast: TensorFlow's goes through float32.
@@ -174,6 +177,11 @@ def effective_coefficient(regularizer: Any, shape: Sequence[int | None]) -> Any:
     if isinstance(regularizer, keras.regularizers.L1L2) and float(regularizer.l1) == 0:
         return float(regularizer.l2)
     return None
+
+
+def name_of(regularizer: Any) -> str:
+    """The name of a regularizer's class, or of a function that is one."""
+    return str(getattr(regularizer, "__name__", type(regularizer).__name__))
 
 
 def _in_symbolic_scope() -> bool:

@@ -58,6 +58,7 @@ def made_run(seed, *, data_loss=0.3, accuracy=0.9, penalty=0.5, epochs=6, **opti
             "kept_epoch": epochs,
             "steps": epochs * 47,
             "curves": curves,
+            "norms": {"weight": dict.fromkeys(PATHS, [30.0] * epochs)},
             **options,
         }
     )

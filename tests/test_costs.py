@@ -182,12 +182,14 @@ class OwnLoss(keras.Model):
         return ops.mean(ops.abs(y - y_pred)) + 3.0 * sum(self.losses)
 
 
-def own_compute_loss(kind):
+def own_compute_loss(kind, times):
+    """The penalty counts with the weight with which it is in the loss."""
+
     def make():
         inputs = keras.Input((4,))
         last = layers.Dense(1, kernel_regularizer=ScaledL2(2.0, per=1))
         model = compiled(kind(inputs, last(inputs)))
-        return model, {}, lambda: [(2.0, last.kernel)]
+        return model, {}, lambda: [(times * 2.0, last.kernel)]
 
     make.__name__ = kind.__name__
     return make
@@ -234,8 +236,8 @@ KINDS = [
     eager,
     of_precision("mixed_float16"),
     of_precision("mixed_bfloat16"),
-    own_compute_loss(HalfOfLoss),
-    own_compute_loss(OwnLoss),
+    own_compute_loss(HalfOfLoss, 0.5),
+    own_compute_loss(OwnLoss, 3.0),
     sample_weights,
     class_weights,
     accumulated_gradients,

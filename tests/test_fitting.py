@@ -1,5 +1,8 @@
 """Training examples and batch size as ``fit`` knows them, through the real ``fit``."""
 
+import contextlib
+import io
+
 import keras
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ class Probe(keras.callbacks.Callback):
         """Carries the answer out of ``fit``."""
 
     def on_train_begin(self, logs=None):
-        raise self.Found(data_of_running_fit(self.model))
+        raise self.Found(data_of_running_fit(self.model)[:2])
 
 
 def counted(model, *arguments, **options):
@@ -87,22 +90,30 @@ def test_samples_of_a_generator_are_unknown():
 
 
 class Batches(keras.utils.PyDataset):
-    """Three batches of unknown sizes."""
+    """Ten examples in batches of four, four and two."""
 
     def __len__(self):
         return 3
 
     def __getitem__(self, index):
-        return data(4)
+        return data(2 if index == 2 else 4)
 
 
-def test_samples_of_a_py_dataset_are_unknown():
-    samples, _ = counted(linear(), Batches())
-    assert samples is None
+class Endless(Batches):
+    """Does not tell how many batches there are."""
+
+    @property
+    def num_batches(self):
+        return None
+
+
+def test_samples_of_a_py_dataset_are_those_of_its_batches():
+    assert counted(linear(), Batches()) == (10, 4)
+    assert counted(linear(), Endless(), steps_per_epoch=2)[0] is None
 
 
 def test_samples_outside_of_fit_are_unknown():
-    assert data_of_running_fit(linear()) == (None, None)
+    assert data_of_running_fit(linear()) == (None, None, 0)
 
 
 def test_samples_are_those_of_the_models_own_fit():
@@ -111,7 +122,7 @@ def test_samples_are_those_of_the_models_own_fit():
     class Outer(Probe):
         def on_train_begin(self, logs=None):
             found = counted(inner, *data(6), batch_size=2)
-            raise self.Found((found, data_of_running_fit(inner)))
+            raise self.Found((found, data_of_running_fit(inner)[:2]))
 
     with pytest.raises(Probe.Found) as caught:
         linear().fit(*data(10), batch_size=4, verbose=0, callbacks=[Outer()])
@@ -137,14 +148,37 @@ if keras.config.backend() == "tensorflow":
         found = counted(linear(), dataset().batch(4, drop_remainder=True))
         assert found == (8, 4)
 
+    def test_samples_of_a_repeated_tf_dataset_are_those_of_one_epoch():
+        whole = dataset(12).batch(4, drop_remainder=True)
+        assert counted(linear(), whole.repeat(20), steps_per_epoch=3) == (12, 4)
+        assert counted(linear(), whole.take(2)) == (8, 4)
+        # Without steps an epoch of Keras sees all of them.
+        assert counted(linear(), whole.repeat(2)) == (24, 4)
+
+    @pytest.mark.parametrize("samples", [9, 10, 12])
+    def test_last_batch_of_a_tf_dataset_leaves_open_how_many_more(samples):
+        found = []
+        apply = ApplyL2(SampleL2(1.0))
+        given = dataset(samples).shuffle(20).batch(4).prefetch(1)
+        model = linear()
+        ask = keras.callbacks.LambdaCallback(
+            on_train_begin=lambda logs: found.append(data_of_running_fit(model))
+        )
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            model.fit(given, shuffle=False, verbose=0, callbacks=[ask, apply])
+        assert found == [(9, 4, 3)]
+        assert "9 examples counted, at most 3 more" in printed.getvalue()
+        assert penalized(model)[0][2].inferred_samples == 9
+
     @pytest.mark.parametrize(
         "make",
         [
             lambda: dataset().batch(4),
+            lambda: dataset().batch(4).repeat(20),
             lambda: dataset().batch(4, drop_remainder=True).repeat(),
             lambda: dataset().batch(4).filter(lambda x, y: True),
         ],
-        ids=["partial last batch", "endless", "filtered"],
+        ids=["partial last batch", "repeated", "endless", "filtered"],
     )
     def test_samples_of_a_tf_dataset_that_does_not_tell_are_unknown(make):
         samples, _ = counted(linear(), make(), steps_per_epoch=2)
@@ -210,8 +244,8 @@ def test_rule_that_cannot_be_told_is_an_error_with_both_remedies():
         while True:
             yield data(4)
 
-    for unknown in (batches(), Batches()):
-        with pytest.raises(ValueError, match=r"samples=.*ApplyL2"):
+    for unknown in (batches(), Endless()):
+        with pytest.raises(ValueError, match=r"Pass it: ApplyL2\(samples="):
             linear(SampleL2(1.0)).fit(
                 unknown,
                 steps_per_epoch=2,
@@ -230,6 +264,31 @@ def test_rule_on_a_generator_uses_the_samples_given_to_the_callback():
     apply = ApplyL2(samples=1234)
     model.fit(batches(), steps_per_epoch=2, shuffle=False, verbose=0, callbacks=[apply])
     assert penalized(model)[0][2].inferred_samples == 1234
+
+
+# ------------------------------------------------------- rules that nobody resolves
+
+
+@pytest.mark.parametrize("call", ["fit", "evaluate", "train_on_batch"])
+def test_error_of_an_unresolved_rule_leaves_the_weights(call, tmp_path):
+    model = linear(SampleL2(1.0))
+    before = model.get_weights()
+    options = {"verbose": 0} if call != "train_on_batch" else {}
+    with pytest.raises(ValueError, match="number of training examples"):
+        getattr(model, call)(*data(8), **options)
+    np.testing.assert_array_equal(model.get_weights()[0], before[0])
+    model.save(tmp_path / "model.keras")
+    # The remedy that the message names.
+    model.fit(*data(8), verbose=0, callbacks=[ApplyL2()])
+    assert penalized(model)[0][2].inferred_samples == 8
+    assert np.isfinite(model.evaluate(*data(8), verbose=0))
+
+
+def test_callback_that_resolves_may_be_inside_keras_own_list():
+    model = linear(SampleL2(1.0))
+    callbacks = keras.callbacks.CallbackList([ApplyL2()], add_history=True, model=model)
+    model.fit(*data(8), verbose=0, callbacks=callbacks)
+    assert penalized(model)[0][2].inferred_samples == 8
 
 
 # -------------------------------------------------------------------- unbuilt models

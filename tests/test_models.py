@@ -13,6 +13,7 @@ from models import compiled, losses
 from reference import penalty
 
 from keras_scaled_l2 import PriorL2, SampleL2, ScaledL2, attach, bind, detach, penalized
+from keras_scaled_l2.fans import fan_in
 
 KERNELS = {
     "kernel",
@@ -597,6 +598,38 @@ def test_fan_in_of_loras_heads_is_that_of_the_kernel():
     attach(model, PriorL2(1.0, samples=10))
     assert by_prior(model, layer.lora_kernel_a) == pytest.approx(5, rel=1e-12)
     assert by_prior(model, layer.lora_kernel_b) == pytest.approx(4, rel=1e-12)
+
+
+if keras.config.backend() == "torch":
+
+    @pytest.mark.parametrize(
+        ("make", "shape", "expected"),
+        [
+            (lambda nn: nn.Linear(4, 1), (4,), 4),
+            (lambda nn: nn.Conv2d(6, 8, 3, groups=2), (6, 9, 9), 27),
+            (lambda nn: nn.ConvTranspose2d(6, 4, 4, stride=2), (6, 5, 5), 24),
+            (lambda nn: nn.Sequential(nn.Linear(5, 3), nn.ReLU()), (5,), 5),
+        ],
+    )
+    def test_fan_in_of_a_torch_module_is_what_it_sums(make, shape, expected):
+        import torch
+
+        layer = layers.TorchModuleWrapper(make(torch.nn))
+        layer(torch.ones(2, *shape))
+        kernel, bias = layer.trainable_variables
+        assert fan_in(layer, kernel) == expected
+        assert fan_in(layer, bias) == 1
+        # By what it does: all weights one, an input of ones away from the border.
+        with torch.no_grad():
+            kernel.value.fill_(1.0)
+            bias.value.fill_(0.0)
+            found = layer(torch.ones(2, *shape))
+        middle = found[(0, 0, *(n // 2 for n in found.shape[2:]))]
+        assert float(middle) == expected
+        with pytest.warns(UserWarning, match="will not hold it"):
+            attach(layer, PriorL2(1.0, samples=10))
+        [(_, v, rule)] = penalized(layer)
+        assert rule.coefficient(v.shape) == expected / 20
 
 
 def test_fan_in_that_one_config_cannot_tell_is_an_error_with_the_remedies():

@@ -28,7 +28,7 @@ PUBLIC = {
 # What Keras does not export, and why it is needed.
 PRIVATE = {
     # EarlyStopping(monitor="val_data_loss") asks only its instances for the mode.
-    "costs": {
+    "means": {
         "keras.src.trainers.compile_utils",
         "keras.src.trainers.compile_utils.MetricsList",
     },

@@ -411,10 +411,14 @@ if BACKEND == "tensorflow":
     class PastComputeLoss(keras.Model):
         """Sums the loss itself."""
 
+        def own_sum(self):
+            return 0.0
+
         def train_step(self, data):
             x, y = data
             with tf.GradientTape() as tape:
                 loss = ops.mean(ops.square(y - self(x, training=True)))
+                loss = loss + self.own_sum()
             weights = self.trainable_variables
             self.optimizer.apply(tape.gradient(loss, weights), weights)
             return {"loss": loss}
@@ -424,12 +428,16 @@ elif BACKEND == "torch":
     class PastComputeLoss(keras.Model):
         """Sums the loss itself."""
 
+        def own_sum(self):
+            return 0.0
+
         def train_step(self, data):
             import torch
 
             x, y = data
             self.zero_grad()
             loss = ops.mean(ops.square(y - self(x, training=True)))
+            loss = loss + self.own_sum()
             loss.backward()
             weights = self.trainable_variables
             with torch.no_grad():
@@ -442,9 +450,16 @@ else:
     class PastComputeLoss(keras.Model):
         """As in Keras's guide, which calls compute_loss where no state is kept."""
 
+        def own_sum(self):
+            return 0.0
+
         def own_loss(self, trainable, non_trainable, x, y):
+            with keras.StatelessScope(
+                zip(self.trainable_variables, trainable, strict=True)
+            ):
+                own_sum = self.own_sum()
             y_pred, _ = self.stateless_call(trainable, non_trainable, x, training=True)
-            return ops.mean(ops.square(y - y_pred))
+            return ops.mean(ops.square(y - y_pred)) + own_sum
 
         def train_step(self, state, data):
             trainable, non_trainable, optimizer, metrics = state
@@ -457,23 +472,44 @@ else:
             return {"loss": loss}, (trainable, non_trainable, optimizer, metrics)
 
 
-def past(penalty):
+class PastButWhole(PastComputeLoss):
+    """Sums the loss itself, and thinks of the penalties."""
+
+    def own_sum(self):
+        return sum(self.losses)
+
+
+def past(penalty, kind=PastComputeLoss):
     inputs = keras.Input((4,))
     unit = layers.Dense(1, kernel_regularizer=penalty, name="unit")
-    return compiled(PastComputeLoss(inputs, unit(inputs)), **QUICK)
+    return compiled(kind(inputs, unit(inputs)), **QUICK)
 
 
 def test_step_past_compute_loss_gives_no_norms_rather_than_wrong_ones(tmp_path):
     x, y = data()
-    model = past(ScaledL2(1.0))
+    model = past(ScaledL2(1.0), PastButWhole)
     bare = fit(model, x, y)
-    with pytest.warns(UserWarning, match="compute_loss") as caught:
-        history = fit(past(ScaledL2(1.0)), x, y, CostMonitor(tmp_path, 1))
+    with pytest.warns(UserWarning, match="does not call self.compute_loss") as caught:
+        history = fit(past(ScaledL2(1.0), PastButWhole), x, y, CostMonitor(tmp_path, 1))
     assert len([w for w in caught if w.category is UserWarning]) == 1
     assert history["loss"] == pytest.approx(bare["loss"], abs=9.0)
     found = scalars(tmp_path)
     assert not [tag for tag in found if tag.startswith(("gradient_norm", "global"))]
     assert all(math.isnan(value) for _, value in found["cost/data"])
+
+
+def test_step_that_forgets_the_penalties_has_the_norms_of_the_data_alone(tmp_path):
+    x, y = data(BATCH)
+    model = past(ScaledL2(1.0))
+    twin = past(None)
+    twin.set_weights(model.get_weights())
+    expected = [np.linalg.norm(g) for g in gradients(twin, x, y)]
+    with pytest.warns(UserWarning, match="does not act in training"):
+        fit(model, x, y, CostMonitor(tmp_path), epochs=1)
+    found = scalars(tmp_path)
+    assert found[GRADIENT] == [(0, pytest.approx(np.hypot(*expected), rel=1e-5))]
+    assert found["global/gradient_norm/penalty"] == [(0, 0.0)]
+    assert found["global/gradient_norm/ratio"] == [(0, 0.0)]
 
 
 def test_step_past_compute_loss_without_penalties_is_measured(tmp_path):
@@ -499,15 +535,21 @@ def test_diverged_training_goes_on_and_says_so(tmp_path):
 
 def test_probe_of_a_fit_is_one_and_leaves_with_its_remover():
     model = linear(ScaledL2(1.0))
+    fit(model, *data(), epochs=1)
     metrics, attributes = model.metrics, set(vars(model))
     of_optimizer = set(vars(model.optimizer))
     fit_1, fit_2 = {}, {}
     probe = probe_gradients(model, fit_1)
     assert probe_gradients(model, fit_1) is probe
+    # What was compiled serves the next fit; who watched in the first does not hear.
+    first = []
+    probe.watch(lambda: True, first.append)
     other = probe_gradients(model, fit_2)
-    assert other is not probe
-    probe.remove()  # gone already: the other one stays
+    assert other is probe
+    fit(model, *data(), epochs=1)
+    assert first == []
     assert probe_gradients(model, fit_2) is other
+    other.remove()
     other.remove()
     from keras_scaled_l2.costs import split_cost
 

@@ -91,11 +91,13 @@ def test_comparison_has_exactly_the_fields_of_format_1(tmp_path):
         "weight_decay": None,
     }
     ends = ["low", "high", "low_corrected", "high_corrected", "p", "p_corrected"]
-    difference = dict.fromkeys(["arm", "versus", "family", "seeds", "mean", *ends])
+    difference = dict.fromkeys(
+        ["arm", "versus", "family", "seeds", "mean", "std", *ends]
+    )
     by_metric = {"best": None, "differences": [difference]}
     # Format 1 as it was first written: nothing of it may be renamed or left out.
     first = "format problem architecture weights backend device epochs batch_size"
-    added = "split patience task"
+    added = "split patience task command"
     assert keys(data) == {
         **dict.fromkeys([*first.split(), *added.split()]),
         "versions": dict.fromkeys(["python", "keras"]),
@@ -121,6 +123,7 @@ def test_comparison_has_exactly_the_fields_of_format_1(tmp_path):
                         "gradient_ratios": keys(run["gradient_ratios"]),
                         "weight_norms": {"start": None, "end": None},
                         "curves": keys(run["curves"]),
+                        "norms": keys(run["norms"]),
                         "trials": None,
                         **dict.fromkeys(["best_epoch", "kept_epoch", "steps"]),
                     }
@@ -137,6 +140,7 @@ def test_comparison_has_exactly_the_fields_of_format_1(tmp_path):
         "statistics": {
             "test_data_loss": by_metric,
             "test_accuracy": by_metric,
+            "answer": [None],
             "conclusions": [None],
         },
     }

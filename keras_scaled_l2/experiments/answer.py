@@ -34,10 +34,18 @@ def answer(comparison: Comparison, found: Contest, metric: str) -> list[str]:
 
     Returns:
         Three or four sentences; the last one says how many seeds would decide what
-        these leave open. Empty if nothing can be compared yet.
+        these leave open. One sentence for one seed; none if there is nothing to
+        compare.
     """
-    if found.best is None or found.seeds < 2:
+    if found.best is None:
         return []
+    if found.seeds < 2:
+        value = f"{found.means[found.best]:.4g}"
+        return [
+            f"{found.best} has the best {metric}, {value}, of one seed, which may be "
+            f"luck. {least_seeds(found.comparisons)} seeds can tell: "
+            f"{_command(comparison, least_seeds(found.comparisons))}"
+        ]
     against = _against(found)
     sentences = [
         _winner(found, metric, against),

@@ -1,0 +1,85 @@
+"""The line of ``ApplyL2``: what was done, and what the penalty is of the first cost."""
+
+from __future__ import annotations
+
+import keras
+
+from keras_scaled_l2.attaching import penalized
+from keras_scaled_l2.costs import FirstStep, tell_first_step
+from keras_scaled_l2.counts import elements
+from keras_scaled_l2.findings import text_of_dropped, text_of_forgotten
+from keras_scaled_l2.parts import penalty_of
+from keras_scaled_l2.rule import Rule, effective_coefficient
+
+
+class StartingLine:
+    """Made when training starts; complete once the first step has told its loss."""
+
+    def __init__(
+        self, model: keras.Model, samples: int | None = None, more: int = 0
+    ) -> None:
+        """Notes what the penalties of a built and compiled model are.
+
+        Args:
+            model: The model.
+            samples: Examples that were counted.
+            more: How many more there may be.
+        """
+        self._summary = _summary(model)
+        if more and any(_needs_samples(rule) for _, _, rule in penalized(model)):
+            self._summary += f", {samples:,} examples counted, at most {more} more"
+        self._penalty = penalty_of(model)
+        self._dropped, self._forgotten = (
+            text_of_dropped(model),
+            text_of_forgotten(model),
+        )
+        # By construction, unless the model has a loss or a step of its own.
+        self._in_loss: float | None = self._penalty
+        self._is_forgotten = False
+        try:
+            if tell_first_step(model, self._tell):
+                self._in_loss = None
+        except ValueError:  # the model's metrics leave no place for the split
+            self._in_loss = None
+
+    def _tell(self, first: FirstStep) -> None:
+        self._in_loss, self._is_forgotten = first.penalty, first.forgotten
+
+    def text(self, cost: float) -> str:
+        """The line.
+
+        Args:
+            cost: The loss of the first step, the penalty at its weight in it.
+        """
+        total, found = self._penalty, self._in_loss
+        line = f"{self._summary}; penalty at the start {total:.4g}"
+        cost_line = f"; cost at the start {cost:.4g}"
+        if found is None:
+            return line + cost_line
+        if found == 0 and total != 0:
+            why = self._forgotten if self._is_forgotten else self._dropped
+            return f"{line}{cost_line}, none of it penalty. {why}"
+        if abs(found - total) > 1e-3 * abs(total):
+            line += f", {found:.4g} as the loss weighs it"
+        share = f", {found / cost:.0%} of it penalty" if cost > 0 else ""
+        return line + cost_line + share
+
+
+def _needs_samples(rule: object) -> bool:
+    return isinstance(rule, Rule) and "samples" in rule.needs
+
+
+def _summary(model: keras.Model) -> str:
+    """What a model's penalties are, in words."""
+    weights = penalized(model)
+    found = [effective_coefficient(rule, v.shape) for _, v, rule in weights]
+    coefficients = [float(c) for c in found if c is not None]
+    count = sum(elements(v.shape) for _, v, _ in weights)
+    line = f"ApplyL2: {len(weights)} tensors, {count:,} weights"
+    if coefficients:
+        low, high = min(coefficients), max(coefficients)
+        line += f", c = {low:.3g}" + ("" if low == high else f" to {high:.3g}")
+    others = len(found) - len(coefficients)
+    if others:
+        line += f", {others} under a penalty other than c * sum(w**2)"
+    return line

@@ -1,0 +1,99 @@
+"""The first screen: which arm won, how sure that is, and what would decide it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from comparisons import made_arm, made_comparison, made_run
+from scipy import stats
+
+from keras_scaled_l2.experiments.answer import seeds_to_decide
+from keras_scaled_l2.experiments.paired import contest
+from keras_scaled_l2.experiments.tables import first_screen
+
+
+def by_losses(command=None, **losses):
+    """A comparison of arms with these test data losses, one a seed."""
+    arms = []
+    for name, values in losses.items():
+        options = {"penalty": 0.0 if name == "none" else 0.5}
+        runs = [
+            made_run(seed, data_loss=loss, **options)
+            for seed, loss in enumerate(values)
+        ]
+        arms.append(made_arm(name, runs, **options))
+    return dataclasses.replace(made_comparison(*arms), command=command)
+
+
+NOISE = np.random.default_rng(0).normal(scale=0.01, size=10)
+
+
+def test_winner_is_told_with_size_certainty_and_strength():
+    found = by_losses(none=0.5 + NOISE, l2=0.4 + NOISE[::-1])
+    winner, certainty, strength = first_screen(found)
+    assert winner.startswith("l2 won: its test data loss of 0.4")
+    assert "difference to none is -0.1 (20 %)" in certainty
+    assert "is significant (corrected p 0.002)" in certainty
+    assert "keras.regularizers.L2(" in strength
+
+
+def test_best_arm_may_beat_none_and_not_its_neighbor():
+    near = 0.4 + NOISE[::-1] + 0.001 * np.roll(NOISE, 3) / 0.01
+    found = by_losses(none=0.5 + NOISE, l2=0.4 + NOISE[::-1], sample=near)
+    winner = first_screen(found)[0]
+    assert "is better than none" in winner
+    assert "it cannot be told from" in winner
+    assert len(first_screen(found)) == 3
+
+
+def test_none_may_be_the_best():
+    found = by_losses(none=0.4 + NOISE, l2=0.5 + NOISE[::-1])
+    assert first_screen(found)[0].startswith("none won")
+    assert "without penalty" in first_screen(found)[2]
+    close = by_losses(none=0.4 + NOISE, l2=0.4001 + NOISE[::-1])
+    assert first_screen(close)[0].startswith("No arm won: no other has a better")
+
+
+def test_undecided_comparison_says_how_many_seeds_decide_and_the_command():
+    command = "keras-scaled-l2 compare --problem x"
+    found = by_losses(command, none=0.5 + NOISE, l2=0.4935 + NOISE[::-1])
+    *_, last = first_screen(found)
+    assert "seeds decide it: keras-scaled-l2 compare --problem x --seeds " in last
+    assert int(last.rsplit(" ", 1)[1]) > 10
+    called = by_losses(None, none=0.5 + NOISE, l2=0.4935 + NOISE[::-1])
+    assert "compare(..., seeds=" in first_screen(called)[-1]
+
+
+def test_arms_that_do_not_differ_are_said_to_be_equal():
+    found = by_losses(none=0.5 + NOISE, l2=0.5 + NOISE[::-1] + 1e-5)
+    assert "for practical purposes they are equal" in first_screen(found)[-1]
+
+
+def test_one_seed_is_said_to_be_luck_and_one_arm_is_no_comparison():
+    (line,) = first_screen(by_losses("command", none=[0.5], l2=[0.4]))
+    assert "may be luck. 6 seeds can tell: command --seeds 6" in line
+    assert first_screen(by_losses(none=[0.5])) == []
+
+
+def only_difference(values):
+    found = contest({"none": dict(enumerate(values)), "l2": dict.fromkeys(range(9), 0)})
+    return found.family("none")[0]
+
+
+@pytest.mark.parametrize("comparisons", [1, 15])
+def test_suggested_seeds_have_a_power_of_80_percent(comparisons):
+    difference = dataclasses.replace(only_difference(range(9)), mean=0.5, std=1.0)
+    n = seeds_to_decide(difference, comparisons)
+    draws = np.random.default_rng(0).normal(0.5, 1.0, size=(4000, n))
+    p = stats.ttest_1samp(draws, 0.0, axis=1).pvalue * comparisons
+    assert np.mean(p <= 0.05) == pytest.approx(0.8, abs=0.025)
+    # One seed fewer has less.
+    fewer = stats.ttest_1samp(draws[:, :-3], 0.0, axis=1).pvalue * comparisons
+    assert np.mean(fewer <= 0.05) < np.mean(p <= 0.05)
+
+
+def test_suggested_seeds_are_never_too_few_for_the_sign_flip_test():
+    large = dataclasses.replace(only_difference(range(9)), mean=9.0, std=1.0)
+    assert seeds_to_decide(large, 1) == 6
+    assert seeds_to_decide(large, 15) == 10
+    assert seeds_to_decide(dataclasses.replace(large, mean=1e-3), 1) is None
