@@ -17,7 +17,8 @@ import numpy as np
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.axis import make_axis
 from keras_scaled_l2.experiments.problems import Source, load_problem
-from keras_scaled_l2.experiments.tune import Tuner, _silent, make_tuning_plan
+from keras_scaled_l2.experiments.tuner import Tuner, say_nothing
+from keras_scaled_l2.experiments.tuning_plan import make_tuning_plan
 
 SETTINGS = [
     f"{problem}/{optimizer}"
@@ -61,7 +62,7 @@ def run(problem, optimizer, *, grid, patience):
         optimizer=optimizer,
         seeds=5,
     )
-    return plan, Tuner(plan, _silent).run()
+    return plan, Tuner(plan, say_nothing).run()
 
 
 def measure(name):

@@ -20,7 +20,7 @@ from keras_scaled_l2.experiments.folds import folds
 from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.records import read_json
 from keras_scaled_l2.experiments.trials import Trials
-from keras_scaled_l2.experiments.tune import Tuner, _silent
+from keras_scaled_l2.experiments.tuner import Tuner, say_nothing
 from keras_scaled_l2.experiments.tuning_plan import make_tuning_plan
 
 # Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
@@ -300,7 +300,7 @@ def record(loss, curve=()):
 
 
 def test_only_the_screening_of_a_search_is_stopped_early():
-    tuner = Tuner(plan_of(seeds=5), _silent)
+    tuner = Tuner(plan_of(seeds=5), say_nothing)
     weak = {(0.0, 0, 0): record(0.5, [0.5, 0.6, 0.7])}
     late = [9.0] * 5
     assert tuner._is_hopeless((1.0, 0, 0), late, weak)
@@ -308,7 +308,7 @@ def test_only_the_screening_of_a_search_is_stopped_early():
     assert not tuner._is_hopeless((1.0, 1, 0), late, weak)
     confirming = {(0.0, 4, 0): weak[0.0, 0, 0]}
     assert not tuner._is_hopeless((1.0, 4, 0), late, confirming)
-    given = Tuner(plan_of(seeds=5, grid=[0.0, 1.0]), _silent)
+    given = Tuner(plan_of(seeds=5, grid=[0.0, 1.0]), say_nothing)
     assert not given._is_hopeless((1.0, 0, 0), late, weak)
 
 

@@ -23,11 +23,11 @@ def main(descriptor: int) -> None:
 
 
 def _serve(parent: Connection) -> None:
-    from keras_scaled_l2.experiments.tune import Tuner, _silent
+    from keras_scaled_l2.experiments.tuner import Tuner, say_nothing
     from keras_scaled_l2.experiments.tuning_plan import make_tuning_plan
 
     plan = make_tuning_plan(**pickle.loads(parent.recv_bytes()))
-    tuner = Tuner(plan, _silent)
+    tuner = Tuner(plan, say_nothing)
     while True:
         places, keys, known = parent.recv()
         for index, record in tuner.trainings(keys, known, lambda: None):
