@@ -118,6 +118,15 @@ def test_points_with_fewer_blocks_are_compared_on_those_they_share():
     assert found.estimates[3].mean == pytest.approx(luck.mean() + 0.03)
 
 
+def test_two_blocks_recommend_nothing_that_is_not_within_two_percent():
+    given = samples(lambda i: np.array([1.0, 1.01, 0.99, 1.02, 0.98]) + 0.1 * i)
+    # 10 % worse in the mean; two blocks that differ much could tell nothing.
+    given[1] = dataclasses.replace(given[1], values={(0, 0): 1.0, (1, 0): 1.21})
+    found = curve(given)
+    assert found.estimates[1].low < found.estimates[0].mean
+    assert found.plateau == (0.0, 0.0)
+
+
 def test_edge_is_said_where_nothing_lies_beyond():
     falling = samples(lambda i: np.array([1.0, 1.1]) - 0.1 * i)
     rising = samples(lambda i: np.array([1.0, 1.1]) + 0.1 * i)
