@@ -96,6 +96,11 @@ def output_rows(model: keras.Model, x: Any) -> dict[str, Any]:
         Path -> array of (examples x outputs, elements of the weight).
     """
     outputs = _transformed(model)
+    if np.shape(model.output_shape) != (2,):
+        raise ValueError(
+            f"The model {model.name!r} has outputs of shape {model.output_shape}: "
+            "expected one output of shape (None, units)."
+        )
     width = int(model.output_shape[-1])
     if len(x) * width > _MOST_ROWS:
         raise ValueError(

@@ -201,3 +201,8 @@ def test_what_the_evidence_cannot_do_is_refused_with_the_remedy():
     )
     with pytest.raises(ValueError, match=r"BatchNormalization; choose"):
         evidence_strengths(compiled(model), x, y)
+    sequence = keras.Sequential(
+        [keras.Input((3, 5)), layers.Dense(1, kernel_regularizer=l2(0.1))]
+    )
+    with pytest.raises(ValueError, match=r"one output of shape \(None, units\)"):
+        evidence_strengths(compiled(sequence), np.zeros((2, 3, 5), "float32"), y)
