@@ -124,7 +124,17 @@ def _winner(found: Contest, metric: str, against: Difference) -> str:
         )
     if best == REFERENCE:
         return f"No arm won: no other has a better {metric} than {best}, {value}."
-    return f"No arm won: {best} has the best {metric}, {value}, but it may be chance."
+    sure = _better_than_none(found)
+    also = f"; sure to be better than {REFERENCE}: {_listed(sure)}" if sure else ""
+    return f"No arm won: {best} has the best {metric}, {value}, but it may be chance{also}."
+
+
+def _better_than_none(found: Contest) -> list[str]:
+    """The arms that are significantly better than ``none``, where that is not best."""
+    best = found.best
+    to_none = found.family("none")
+    sign = next((d.mean for d in to_none if d.arm == best), 0.0)
+    return [d.arm for d in to_none if d.is_clear and d.mean * sign > 0]
 
 
 def _certainty(found: Contest, against: Difference) -> str:
