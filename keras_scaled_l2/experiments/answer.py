@@ -126,7 +126,8 @@ def _winner(found: Contest, metric: str, against: Difference) -> str:
         return f"No arm won: no other has a better {metric} than {best}, {value}."
     sure = _better_than_none(found)
     also = f"; sure to be better than {REFERENCE}: {_listed(sure)}" if sure else ""
-    return f"No arm won: {best} has the best {metric}, {value}, but it may be chance{also}."
+    first = f"No arm won: {best} has the best {metric}, {value}"
+    return f"{first}, but it may be chance{also}."
 
 
 def _better_than_none(found: Contest) -> list[str]:
