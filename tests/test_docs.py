@@ -21,7 +21,7 @@ MODULES = [
     if not module.name.endswith("__main__")
 ]
 EXAMPLES = {
-    "search_with_optuna.py": ["7"],
+    "search_with_optuna.py": ["3"],
     "starting_cost.py": [],
     "watch_the_penalty.py": ["64"],
 }
