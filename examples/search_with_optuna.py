@@ -89,6 +89,8 @@ for strength in (0.0, *start.grid):
 study.optimize(objective, n_trials=TRIALS)
 
 for trial in study.trials:
+    if not trial.state.is_finished():  # enqueued, where fewer trials were asked for
+        continue
     shown = "pruned" if trial.value is None else f"{trial.value:.4f}"
     print(f"ScaledL2({trial.params['strength']:.4g}): val_data_loss {shown}")
 print(f"best: ScaledL2({study.best_params['strength']:.4g}), {study.best_value:.4f}")
