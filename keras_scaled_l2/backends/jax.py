@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,8 @@ class TrainingLoop:
 
     def __init__(self, trainee: Trainee, *, batched: bool = False) -> None:
         self._trainee = trainee
+        parameters = inspect.signature(trainee.network.call).parameters
+        self._knows_training = "training" in parameters
         self._batched = batched
         self._step = self._compile(self._measured_step, (None, 0), True)
         self._steps = self._compile(self._many_steps, (None, 0, None, None), True)
@@ -143,8 +146,10 @@ class TrainingLoop:
         self, trainable: Any, state: JaxState, batch: Data, training: bool
     ) -> Any:
         x, y = batch
+        # stateless_call goes to call() itself, which need not know of training.
+        options = {"training": training} if self._knows_training else {}
         outputs, other, own = self._trainee.network.stateless_call(
-            trainable, state.other, x, training=training, return_losses=True
+            trainable, state.other, x, return_losses=True, **options
         )
         return self._trainee.data_loss(y, outputs, own), (outputs, other)
 
