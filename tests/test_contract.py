@@ -22,7 +22,7 @@ import keras_scaled_l2
 
 RULES = [
     exported
-    for _, exported in sorted(vars(keras_scaled_l2).items())
+    for exported in (getattr(keras_scaled_l2, n) for n in keras_scaled_l2.__all__)
     if isinstance(exported, type) and issubclass(exported, keras.Regularizer)
 ]
 COUNTS = {
@@ -357,15 +357,22 @@ def test_resolve_never_overwrites_what_the_user_gave(rule):
 
 
 @every_open
-def test_unresolved_rule_gets_through_a_symbolic_trace_only(rule):
+def test_unresolved_rule_gets_through_the_trace_of_a_fit_that_resolves_it_only(rule):
     class Penalized(keras.Layer):
         def call(self, x):
             return x + rule(ops.ones((4, 5)))
 
-    traced = Penalized().compute_output_spec(keras.KerasTensor((2, 3)))
-    assert tuple(traced.shape) == (2, 3)
-    with pytest.raises(ValueError, match="ApplyL2"):
-        rule(ops.ones((4, 5)))
+    def trace():
+        return Penalized().compute_output_spec(keras.KerasTensor((2, 3)))
+
+    class Traces(keras.Model):
+        def fit(self, callbacks):
+            return trace()
+
+    assert tuple(Traces().fit([keras_scaled_l2.ApplyL2()]).shape) == (2, 3)
+    for use in (trace, lambda: Traces().fit([]), lambda: rule(ops.ones((4, 5)))):
+        with pytest.raises(ValueError, match="ApplyL2"):
+            use()
 
 
 def test_one_rule_serves_tensors_of_different_shapes():
