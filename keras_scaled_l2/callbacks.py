@@ -78,8 +78,6 @@ class ApplyL2(keras.callbacks.Callback):
 
     # Nothing after the first batch; JAX need not wait for this callback.
     async_safe = True
-    resolves_rules = True
-    """Read by unresolved rules while Keras traces the loss before any callback."""
 
     def __init__(
         self,

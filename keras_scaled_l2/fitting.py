@@ -141,24 +141,59 @@ def data_of_running_fit(model: keras.Model) -> Counted:
     return _count(adapter, frame.f_locals.get("steps_per_epoch"))
 
 
-def is_in_fit_that_resolves() -> bool:
-    """Whether the nearest ``fit`` on the call stack has a callback that binds rules.
+def may_be_resolved_by_callbacks() -> bool:
+    """Whether the nearest ``fit`` on the call stack has a callback that may bind rules.
 
     Keras on JAX traces the loss before any callback could: an unresolved rule must get
-    through that trace if it will be resolved after it, and only then.
+    through that trace if it may be resolved after it, and only then.
     """
+    frame = _nearest("fit")
+    if frame is None:
+        return False
+    callbacks = frame.f_locals.get("callbacks")
+    inner = getattr(callbacks, "callbacks", callbacks)
+    return any(_may_bind(callback) for callback in keras.tree.flatten(inner))
+
+
+def _may_bind(callback: Any) -> bool:
+    own = isinstance(callback, keras.callbacks.LambdaCallback)
+    return callback is not None and (
+        own or type(callback).__module__.partition(".")[0] != "keras"
+    )
+
+
+def give_back_variables() -> None:
+    """Undo what Keras on JAX does to a model's variables for the time of its steps.
+
+    It hands their values to the step and empties them; an error inside the step would
+    leave the model without weights. Nothing to do elsewhere, or before that.
+    """
+    for name in ("fit", "evaluate"):
+        frame = _nearest(name)
+        state = None if frame is None else frame.f_locals.get("state")
+        if frame is None or not isinstance(state, tuple):
+            continue
+        model = frame.f_locals["self"]
+        groups = [model.trainable_variables, model.non_trainable_variables]
+        if name == "fit":
+            groups.append(model.optimizer.variables)
+        groups.append(model.metrics_variables)
+        for variables, values in zip(groups, state, strict=True):
+            for variable, value in zip(variables, values, strict=True):
+                # Past assign(), which would write into the trace that is open.
+                if variable._value is None:
+                    variable._value = value
+
+
+def _nearest(name: str) -> FrameType | None:
+    """The nearest call of a model's method of this name on the call stack."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        name, of = frame.f_code.co_name, frame.f_locals.get("self")
-        if name == "fit" and isinstance(of, keras.Model):
-            callbacks = frame.f_locals.get("callbacks")
-            inner = getattr(callbacks, "callbacks", callbacks)
-            return any(
-                getattr(callback, "resolves_rules", False)
-                for callback in keras.tree.flatten(inner)
-            )
+        model = frame.f_locals.get("self")
+        if frame.f_code.co_name == name and isinstance(model, keras.Model):
+            return frame
         frame = frame.f_back
-    return False
+    return None
 
 
 def _running_fit(model: keras.Model) -> FrameType | None:

@@ -10,7 +10,10 @@ from typing import Any, ClassVar, Self
 import keras
 from keras import ops
 
-from keras_scaled_l2.fitting import is_in_fit_that_resolves
+from keras_scaled_l2.fitting import (
+    give_back_variables,
+    may_be_resolved_by_callbacks,
+)
 from keras_scaled_l2.gradients import Tensor, sum_of_squares
 
 PACKAGE = "keras_scaled_l2"
@@ -88,11 +91,13 @@ class Rule(keras.Regularizer):
         Returns:
             The penalty; summed in float32 whatever the dtype of ``x``.
         """
-        if self.missing and _in_symbolic_scope() and is_in_fit_that_resolves():
+        if self.missing:
             # Keras on JAX traces the loss before any callback could count. Without one
-            # that does the error must come here: after this trace Keras takes the
-            # weights out of the model, and an error leaves it without them.
-            return ops.zeros((), dtype=keras.config.floatx())
+            # that may, the error comes there, before Keras takes the weights out of
+            # the model; where that trace is left out, they are given back first.
+            if _in_symbolic_scope() and may_be_resolved_by_callbacks():
+                return ops.zeros((), dtype=keras.config.floatx())
+            give_back_variables()
         total = sum_of_squares(x)
         # Not ops.cast: TensorFlow's goes through float32.
         coefficient = ops.convert_to_tensor(self.coefficient(x.shape), total.dtype)

@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 from models import compiled, data, linear, losses
 
-from keras_scaled_l2 import ApplyL2, SampleL2, ScaledL2, attach, penalized
+from keras_scaled_l2 import ApplyL2, SampleL2, ScaledL2, attach, bind, penalized
 from keras_scaled_l2.fitting import data_of_running_fit, rebuild_steps
 
 
@@ -269,19 +269,55 @@ def test_rule_on_a_generator_uses_the_samples_given_to_the_callback():
 # ------------------------------------------------------- rules that nobody resolves
 
 
-@pytest.mark.parametrize("call", ["fit", "evaluate", "train_on_batch"])
-def test_error_of_an_unresolved_rule_leaves_the_weights(call, tmp_path):
-    model = linear(SampleL2(1.0))
+def unresolved(kind):
+    """A model with an unresolved rule, on which calls have failed in this way."""
+    model = linear(None if kind == "attach after fit" else SampleL2(1.0))
+    calls = {
+        "fit": [lambda: model.fit(*data(8), verbose=0)],
+        "evaluate": [lambda: model.evaluate(*data(8), verbose=0)],
+        "train_on_batch": [lambda: model.train_on_batch(*data(8))],
+        "attach after fit": [lambda: model.fit(*data(8), verbose=0)],
+        "callback that binds nothing": [
+            lambda: model.fit(
+                *data(8), verbose=0, callbacks=[keras.callbacks.LambdaCallback()]
+            )
+        ],
+    }
+    if kind == "attach after fit":
+        model.fit(*data(8), verbose=0)
+        attach(model, SampleL2(1.0))
+    return model, calls[kind] * 3
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("fit", "evaluate", "train_on_batch"),
+        *("attach after fit", "callback that binds nothing"),
+    ],
+)
+def test_error_of_an_unresolved_rule_leaves_the_weights(kind, tmp_path):
+    model, failing = unresolved(kind)
     before = model.get_weights()
-    options = {"verbose": 0} if call != "train_on_batch" else {}
-    with pytest.raises(ValueError, match="number of training examples"):
-        getattr(model, call)(*data(8), **options)
-    np.testing.assert_array_equal(model.get_weights()[0], before[0])
+    for call in failing:
+        with pytest.raises(ValueError, match="number of training examples"):
+            call()
+        np.testing.assert_array_equal(model.get_weights()[0], before[0])
     model.save(tmp_path / "model.keras")
     # The remedy that the message names.
     model.fit(*data(8), verbose=0, callbacks=[ApplyL2()])
     assert penalized(model)[0][2].inferred_samples == 8
+    assert not np.array_equal(model.get_weights()[0], before[0])
     assert np.isfinite(model.evaluate(*data(8), verbose=0))
+
+
+def test_callback_of_ones_own_may_bind():
+    model = linear(SampleL2(1.0))
+    own = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: bind(model, samples=40)
+    )
+    model.fit(*data(8), verbose=0, callbacks=[own])
+    assert penalized(model)[0][2].inferred_samples == 40
 
 
 def test_callback_that_resolves_may_be_inside_keras_own_list():
