@@ -183,6 +183,21 @@ def give_back_variables() -> None:
                 # Past assign(), which would write into the trace that is open.
                 if variable._value is None:
                     variable._value = value
+        if name == "fit":
+            _start_averages(model.optimizer)
+
+
+def _start_averages(optimizer: Any) -> None:
+    """Give the averages of an optimizer that has not stepped yet the weights.
+
+    They are zero until its first step, and Keras on JAX puts them in the place of the
+    weights when a fit ends, with an error too.
+    """
+    if not getattr(optimizer, "use_ema", False) or int(to_numpy(optimizer.iterations)):
+        return
+    averages = optimizer._model_variables_moving_average
+    for weight, average in zip(optimizer._trainable_variables, averages, strict=True):
+        average._value = weight._value
 
 
 def _nearest(name: str) -> FrameType | None:

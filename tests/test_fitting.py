@@ -311,6 +311,16 @@ def test_error_of_an_unresolved_rule_leaves_the_weights(kind, tmp_path):
     assert np.isfinite(model.evaluate(*data(8), verbose=0))
 
 
+def test_error_of_an_unresolved_rule_leaves_the_weights_beside_their_averages():
+    model = linear(SampleL2(1.0))
+    model.compile(keras.optimizers.SGD(0.1, use_ema=True), "mse")
+    before = model.get_weights()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="number of training examples"):
+            model.fit(*data(8), verbose=0)
+        np.testing.assert_array_equal(model.get_weights()[0], before[0])
+
+
 def test_callback_of_ones_own_may_bind():
     model = linear(SampleL2(1.0))
     own = keras.callbacks.LambdaCallback(

@@ -163,7 +163,8 @@ def stop(process, folder, runs, seconds, number):
 
 
 def test_killed_again_and_again_it_ends_as_if_never_stopped(tmp_path):
-    arguments = command(tmp_path, "--tune", "2")
+    # So many epochs that several trainings are left when the signal comes.
+    arguments = command(tmp_path, "--tune", "2", "--epochs", "100")
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     assert cli.main([*arguments, "--directory", str(whole)]) == 0
     random = np.random.default_rng(0)
