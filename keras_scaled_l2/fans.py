@@ -119,9 +119,11 @@ def parse_fans(text: str) -> dict[Shape, float]:
         ValueError: If the text has another form.
     """
     try:
+        if not isinstance(text, str):  # bytes split too, and no file can hold them
+            raise TypeError(f"a string, got {type(text).__name__}")
         pairs = (part.split(":") for part in text.split())
         return {tuple(map(int, s.split("x"))): float(f) for s, f in pairs}
-    except (AttributeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"inferred_fan_in={text!r}: expected shapes and their fan-in such as "
             "'8x2x4:8', as attach and bind write it."
