@@ -1,5 +1,6 @@
 """Problems: what comes out of a name or a file, and every mistake in one line."""
 
+import dataclasses
 import sys
 
 import keras
@@ -109,6 +110,76 @@ def test_split_of_a_regression_takes_a_fifth_for_each(saved):
     assert problem.samples == {"train": 30, "validation": 10, "test": 10}
     assert problem.y_train.dtype == np.float32
     assert problem.outputs == 1
+
+
+def numbered(labels, **more):
+    """A source whose only feature is the example's number."""
+    x = np.arange(len(labels), dtype="float32")[:, None]
+    return Source(
+        "made up", checked({"x_train": x, "y_train": labels, **more}, name="made up")
+    )
+
+
+def numbers(problem, part):
+    return getattr(problem, f"x_{part}")[:, 0].astype(int).tolist()
+
+
+@pytest.mark.parametrize("given", [(), ("test",), ("validation",)])
+def test_folds_validate_on_every_example_outside_the_test_set_once(given):
+    labels = np.array([0, 0, 0, 1] * 20)
+    more = {}
+    for i, part in enumerate(given, start=1):
+        more |= {f"x_{part}": 1000 * i + np.arange(8)[:, None], f"y_{part}": labels[:8]}
+    source = numbered(labels, **more)
+    whole, folds = source.split(3), source.folds(4, 3)
+    outside = sorted(numbers(whole, "train") + numbers(whole, "validation"))
+    assert sorted(n for f in folds for n in numbers(f, "validation")) == outside
+    for fold in folds:
+        assert numbers(fold, "test") == numbers(whole, "test")
+        both = numbers(fold, "train") + numbers(fold, "validation")
+        assert sorted(both) == outside
+        rare = np.mean(fold.y_validation)
+        assert rare == pytest.approx(0.25, abs=1 / len(fold.y_validation))
+        for part in SETS:
+            if part not in given:
+                own = getattr(fold, f"y_{part}")
+                chosen = [n for n in numbers(fold, part) if n < 1000]
+                assert len(chosen) < len(own) or np.array_equal(labels[chosen], own)
+
+
+def test_folds_follow_from_the_seed_and_come_split():
+    source = numbered(np.arange(60) % 2)
+    first, again, other = source.folds(3, 1), source.folds(3, 1), source.folds(3, 2)
+    assert [numbers(f, "validation") for f in first] == [
+        numbers(f, "validation") for f in again
+    ]
+    assert numbers(first[0], "validation") != numbers(other[0], "validation")
+    assert numbers(first[0], "test") != numbers(other[0], "test")
+    assert numbers(split(first[2], 7), "validation") == numbers(first[2], "validation")
+    assert first[0].split_seed is None
+
+
+def test_folds_of_a_regression_need_no_classes():
+    source = numbered(np.linspace(0, 1, 20) ** 2)
+    folds = source.folds(16, 0)
+    assert sorted(len(f.y_validation) for f in folds) == [1] * 16
+    with pytest.raises(InputError, match="from 2 to 16"):
+        source.folds(17, 0)
+
+
+def test_folds_are_standardized_by_their_own_training_set():
+    source = dataclasses.replace(numbered(np.arange(50) % 2), standardize=True)
+    means = [fold.x_train.mean() for fold in source.folds(2, 0)]
+    assert means == pytest.approx([0, 0], abs=1e-6)
+    assert all(abs(f.x_validation.mean()) > 1e-3 for f in source.folds(2, 0))
+
+
+@pytest.mark.parametrize("k", [1, 5, 0, 2.0, True])
+def test_folds_beyond_the_rarest_class_are_refused_with_how_many_there_may_be(k):
+    labels = np.array([0] * 40 + [1] * 5)
+    with pytest.raises(InputError, match=r"folds .* from 2 to 4, .*rarest class"):
+        numbered(labels).folds(k, 0)
+    assert len(numbered(labels).folds(4, 0)) == 4
 
 
 def test_standardizing_measures_the_training_set_only():

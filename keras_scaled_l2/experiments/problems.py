@@ -118,6 +118,59 @@ class Source:
             source=self,
         )
 
+    def folds(self, k: int, seed: int) -> list[Problem]:
+        """``k`` problems whose validation sets partition the examples to learn from.
+
+        Training and validation examples are put together, shuffled by the seed and
+        dealt into ``k`` parts, of which each problem validates on another one; classes
+        have the same share in each part. The test set is that of ``split(seed)``.
+        Features that are standardized are so by the training set of each fold. A fold
+        came split: splitting it by another seed leaves it as it is.
+
+        Args:
+            k: Number of folds.
+            seed: Seed of the test set, where it is drawn, and of the folds.
+
+        Raises:
+            InputError: If there are fewer than two folds, or more than the examples
+                of the rarest class (of all examples, in a regression).
+        """
+        selection = require("sklearn.model_selection", "cross-validation")
+        whole = dataclasses.replace(self, standardize=False).split(seed)
+        x = np.concatenate([whole.x_train, whole.x_validation])
+        y = np.concatenate([whole.y_train, whole.y_validation])
+        self._check_folds(k, y)
+        regression = self.arrays.task == "regression"
+        kind = selection.KFold if regression else selection.StratifiedKFold
+        dealer = kind(k, shuffle=True, random_state=seed)
+        return [
+            dataclasses.replace(
+                self,
+                arrays=dataclasses.replace(
+                    self.arrays,
+                    x_train=x[train],
+                    y_train=y[train],
+                    x_validation=x[validation],
+                    y_validation=y[validation],
+                    x_test=whole.x_test,
+                    y_test=whole.y_test,
+                ),
+            ).split(seed)
+            for train, validation in dealer.split(np.zeros(len(y)), y)
+        ]
+
+    def _check_folds(self, k: int, y: np.ndarray) -> None:
+        most, what = len(y), "examples outside the test set"
+        if self.arrays.task != "regression":
+            # 0 where a validation set that came with the data lacks a class.
+            counts = np.bincount(y, minlength=self.arrays.classes)
+            most, what = int(counts.min()), "of the rarest class outside the test set"
+        if isinstance(k, bool) or not isinstance(k, int) or not 2 <= k <= most:
+            raise InputError(
+                f"folds {k!r}: expected a whole number from 2 to {most}, since "
+                f"{self.name!r} has {most} {what}."
+            )
+
     def _draw(
         self, pool: np.ndarray, share: float, seed: list[int]
     ) -> tuple[np.ndarray, np.ndarray]:
