@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from keras_scaled_l2.experiments.errors import InputError, one_line, unknown
+from keras_scaled_l2.experiments.naming import plain_paths, set_paths
 from keras_scaled_l2.experiments.problems import Problem
 
 DEFAULT_HIDDEN = (512, 512)
@@ -206,16 +207,20 @@ def from_model(
         InputError: If it does not fit the problem, or cannot be cloned.
     """
     _check_model(model, problem)
+    names: list[str] = []
 
     def build(seed: int) -> keras.Model:
         keras.utils.set_random_seed(seed)
         try:
-            return keras.models.clone_model(model)
+            made = keras.models.clone_model(model)
         except (ValueError, TypeError, NotImplementedError) as error:
             raise InputError(
                 f"model {model.name!r} cannot be cloned ({one_line(error)}): hand in a "
                 "function that makes it."
             ) from error
+        names[:] = names or plain_paths(made)
+        set_paths(made, names)
+        return made
 
     return Architecture(name or str(model.name), build)
 
@@ -246,6 +251,7 @@ def from_function(
             f"{one_line(error)}"
         ) from error
     _check_model(model, problem)
+    names: list[str] = []
 
     def build_anew(seed: int) -> keras.Model:
         made = build(seed)
@@ -256,9 +262,23 @@ def from_function(
                 f"model function {title!r} made the same weights twice: expected a new "
                 "model from every call. Make or load it in there, or hand in the model."
             )
+        _check_same(title, model, made)
+        names[:] = names or plain_paths(model, made)
+        set_paths(made, names)
         return made
 
     return Architecture(title, build_anew)
+
+
+def _check_same(title: str, first: keras.Model, made: keras.Model) -> None:
+    """Weights are matched by their place, so their number and shapes must stay."""
+    shapes = [[tuple(v.shape) for v in model.weights] for model in (first, made)]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"model function {title!r} made another network when it was called again: "
+            f"weights of the shapes {shapes[1]}, before {shapes[0]}. Expected the same "
+            "layers from every call: draw nothing but weights in there."
+        )
 
 
 def gives_probabilities(model: keras.Model) -> bool:

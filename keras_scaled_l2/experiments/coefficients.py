@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import collections
-import re
 import warnings
-from collections.abc import Callable, Iterator
 
 import keras
 
@@ -14,6 +11,7 @@ import keras_scaled_l2.regularizers  # noqa: F401
 from keras_scaled_l2.attaching import attach, bind, detach, penalized
 from keras_scaled_l2.experiments.arms import Arm
 from keras_scaled_l2.experiments.errors import InputError, one_line
+from keras_scaled_l2.experiments.naming import paths
 from keras_scaled_l2.rule import effective_coefficient
 
 
@@ -72,54 +70,3 @@ def penalizable(model: keras.Model) -> dict[str, keras.Variable]:
     detach(model)
     names = paths(model)
     return {names[id(v)]: v for v in chosen}
-
-
-def paths(model: keras.Model) -> dict[int, str]:
-    """``id`` of each weight -> its path, the same for a model that is made again.
-
-    Keras numbers layers without a name of their own by how many it has made before;
-    here they are numbered within the model.
-
-    Raises:
-        InputError: If two weights have one path.
-    """
-    rename = plain_names(model)
-    found = {
-        id(v): "/".join(rename(part) for part in v.path.split("/"))
-        for v in model.weights
-    }
-    doubled = [path for path, n in collections.Counter(found.values()).items() if n > 1]
-    if doubled:
-        raise InputError(
-            f"model {model.name!r} has several weights of the path {doubled[0]!r}: "
-            "expected layers of different names."
-        )
-    return found
-
-
-def plain_names(model: keras.Model) -> Callable[[str], str]:
-    """A function that numbers the names that Keras gave from 0, as they come."""
-    kinds = {
-        re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-        for name in (type(layer).__name__ for layer in [model, *every_layer(model)])
-    } | {"input_layer"}
-    pattern = re.compile(rf"({'|'.join(sorted(map(re.escape, kinds)))})(_[0-9]+)?")
-    given: dict[str, str] = {}
-    counts: collections.Counter[str] = collections.Counter()
-
-    def rename(name: str) -> str:
-        match = pattern.fullmatch(name)
-        if match is None:
-            return name
-        if name not in given:
-            kind = match[1]
-            given[name] = f"{kind}_{counts[kind]}" if counts[kind] else kind
-            counts[kind] += 1
-        return given[name]
-
-    return rename
-
-
-def every_layer(layer: keras.Layer) -> Iterator[keras.Layer]:
-    """All layers within a layer, each once."""
-    return iter(layer._flatten_layers(include_self=False))
