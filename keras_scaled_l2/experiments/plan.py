@@ -32,6 +32,7 @@ from keras_scaled_l2.experiments.arms import (
 from keras_scaled_l2.experiments.arrays import Arrays
 from keras_scaled_l2.experiments.coefficients import penalizable
 from keras_scaled_l2.experiments.errors import InputError, one_line, require, unknown
+from keras_scaled_l2.experiments.model_checks import fitted
 from keras_scaled_l2.experiments.naming import every_layer, plain_config
 from keras_scaled_l2.experiments.problems import Problem, load_problem, split
 
@@ -176,6 +177,7 @@ def make_plan(
         "dense" if model is None else model, problem, hidden
     )
     network = architecture.build(seeds[0])
+    problem = fitted(problem, network)
     given = _arms(arms, strengths, dropout, largest_kernel(network))
     _check_decay(given, config)
     return Plan(

@@ -71,6 +71,12 @@ class Problem:
             return self.classes
         return 1 if self.y_train.ndim == 1 else int(self.y_train.shape[1])
 
+    def as_classes(self) -> Problem:
+        """Two classes for a network with an output for each, not one for both."""
+        arrays = dataclasses.replace(self.source.arrays, task="classes")
+        source = dataclasses.replace(self.source, arrays=arrays)
+        return dataclasses.replace(self, task="classes", source=source)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
