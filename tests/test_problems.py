@@ -237,6 +237,49 @@ def test_column_of_labels_is_one_label_per_example(saved):
     assert load_problem(path).y_train.shape == (12,)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int64", "bool"])
+@pytest.mark.parametrize("task", [None, "classes"])
+def test_one_hot_rows_are_classes_whatever_their_dtype(dtype, task, saved):
+    labels = np.arange(30) % 3
+    rows = np.eye(3)[labels].astype(dtype)
+    x = np.arange(30.0)[:, None]
+    given = {"x_train": x, "x_test": x[:6]}
+    one_hot = load_problem(saved(**given, y_train=rows, y_test=rows[:6]), task=task)
+    integers = load_problem(saved(**given, y_train=labels, y_test=labels[:6]))
+    assert (one_hot.task, one_hot.classes, one_hot.outputs) == ("classes", 3, 3)
+    for part in SETS:
+        found = getattr(one_hot, f"y_{part}")
+        assert found.dtype == np.int32
+        assert np.array_equal(found, getattr(integers, f"y_{part}"))
+
+
+def test_two_one_hot_columns_are_two_classes(saved):
+    path = saved(**example_arrays(y_train=np.eye(2)[np.arange(20) % 2]))
+    assert load_problem(path).task == "binary"
+    assert load_problem(path, task="binary").y_train.ndim == 1
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.eye(2)[np.arange(20) % 2],
+        (np.arange(60).reshape(20, 3) % 4 < 2).astype(float),
+        np.full((20, 2), 0.5),
+        np.arange(40).reshape(20, 2),
+    ],
+)
+def test_rows_are_targets_when_told_so(y, saved):
+    problem = load_problem(saved(**example_arrays(y_train=y)), task="regression")
+    assert (problem.task, problem.outputs) == ("regression", y.shape[1])
+
+
+def test_many_whole_numbers_and_rows_of_any_numbers_are_a_regression(saved):
+    y = np.arange(20.0)
+    assert load_problem(saved(**example_arrays(y_train=y))).task == "regression"
+    y = np.random.default_rng(0).normal(size=(20, 2))
+    assert load_problem(saved(**example_arrays(y_train=y))).task == "regression"
+
+
 def test_whole_float_targets_are_a_regression_when_told_so(saved):
     path = saved(**example_arrays(y_train=np.arange(20) % 2.0))
     assert load_problem(path, task="regression").task == "regression"
@@ -281,15 +324,60 @@ WRONG_ARRAYS = {
         example_arrays(y_train=np.arange(20) % 2 * 2 - 1),
         "labels -1, 1:",
     ),
-    "one-hot": (
-        example_arrays(y_train=np.eye(2, dtype=int)[np.arange(20) % 2]),
-        "argmax",
+    "multi-label": (
+        example_arrays(y_train=(np.arange(60).reshape(20, 3) % 4 < 2).astype(int)),
+        "is multi-label: expected one label",
+    ),
+    "multi-label, of floats": (
+        example_arrays(y_train=(np.arange(60).reshape(20, 3) % 4 < 2).astype(float)),
+        "is multi-label: expected one label",
+    ),
+    "no label": (example_arrays(y_train=np.eye(21)[:20, 1:]), "with 0 to 1 ones"),
+    "shares": (example_arrays(y_train=np.full((20, 2), 0.5)), "rows of probabilities"),
+    "counts": (
+        example_arrays(y_train=np.arange(40).reshape(20, 2)),
+        "rows of 0 with a single 1 (one-hot)",
+    ),
+    "one-hot and not": (
+        example_arrays(
+            y_train=np.eye(2)[np.arange(20) % 2],
+            x_test=np.ones((2, 2)),
+            y_test=np.ones((2, 2)),
+        ),
+        "y_test of",
+    ),
+    "one-hot of another width": (
+        example_arrays(
+            y_train=np.eye(2)[np.arange(20) % 2],
+            x_test=np.ones((2, 2)),
+            y_test=np.eye(3)[:2],
+        ),
+        "rows of shape (3,), y_train of (2,)",
+    ),
+    "a class that no row has": (
+        example_arrays(y_train=np.eye(3)[np.arange(20) % 2 * 2]),
+        "holds the labels 0, 2",
     ),
     "unknown label": (
         example_arrays(x_test=np.ones((2, 2)), y_test=np.array([0, 5])),
         "labels from 0 to 5: expected 0 to 1",
     ),
-    "float classes": (example_arrays(y_train=np.arange(20) % 2.0), "astype('int32')"),
+    "float classes": (
+        example_arrays(y_train=np.arange(20) % 2.0),
+        "only 2 different whole numbers, 0 to 1: save labels as",
+    ),
+    "float classes -1, 1": (
+        example_arrays(y_train=np.arange(20) % 2 * 2.0 - 1),
+        "2 different whole numbers, -1 to 1",
+    ),
+    "float classes 1, 2, 3": (
+        example_arrays(y_train=np.arange(20) % 3 + 1.0),
+        "3 different whole numbers, 1 to 3",
+    ),
+    "float classes, many": (
+        example_arrays(x_train=np.ones((60, 2)), y_train=np.repeat(np.arange(30.0), 2)),
+        "30 different whole numbers, 0 to 29",
+    ),
     "nan target": (example_arrays(y_train=np.full(20, np.nan)), "y_train of"),
     "target shapes": (
         example_arrays(

@@ -218,8 +218,10 @@ def load_problem(
     Args:
         name_or_path: Name of a problem, or path of a file that ends in ``.npz``.
         seed: Seed of the split.
-        task: ``"binary"``, ``"classes"`` or ``"regression"``. Default: integers are
-            classes, floating-point numbers are targets of a regression.
+        task: ``"binary"``, ``"classes"`` or ``"regression"``. Default: integers, and
+            rows of 0 with a single 1 whatever their dtype, are classes, other
+            floating-point numbers are targets of a regression. Several ones in a row
+            (multi-label) are refused.
         standardize: Scale features to mean 0 and standard deviation 1 as measured on
             the training set. Default: for breast-cancer only; pixels are divided by
             their largest value, arrays from a file are left as they are.
