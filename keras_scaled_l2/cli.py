@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from keras_scaled_l2.cli_numbers import (
@@ -178,12 +180,13 @@ def _compare(arguments: argparse.Namespace) -> int:
         problem = load_problem(
             arguments.problem, task=arguments.task, standardize=arguments.standardize
         )
-        plan = make_plan(
-            problem=problem,
-            strengths=dict(arguments.strength or []),
-            directory=arguments.directory,
-            **{name: value for name, value in given.items() if value is not None},
-        )
+        with _warnings_said():
+            plan = make_plan(
+                problem=problem,
+                strengths=dict(arguments.strength or []),
+                directory=arguments.directory,
+                **{name: value for name, value in given.items() if value is not None},
+            )
         experiment = Experiment(plan)
         experiment.command = _without_seeds(arguments.argv)
         comparison = experiment.run(choose(not arguments.quiet))
@@ -205,6 +208,23 @@ def _compare(arguments: argparse.Namespace) -> int:
         f"curves: tensorboard --logdir {arguments.directory}/tensorboard"
     )
     return 0
+
+
+@contextlib.contextmanager
+def _warnings_said() -> Iterator[None]:
+    """Say what is wrong with the data in one line, as errors are said."""
+    from keras_scaled_l2.experiments.errors import DataWarning
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", DataWarning)
+        yield
+    for warning in found:
+        if issubclass(warning.category, DataWarning):
+            _say(f"warning: {warning.message}", 0)
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
 
 
 def _without_seeds(argv: Sequence[str]) -> str:

@@ -199,6 +199,25 @@ def test_standardizing_leaves_a_constant_feature_at_zero(saved):
     assert np.array_equal(problem.x_train[:, 0], np.zeros(12))
 
 
+def test_feature_that_is_constant_in_training_has_no_part_elsewhere(saved):
+    x = np.stack([np.arange(20.0), np.full(20, 7.0)], axis=1)
+    far = {"x_test": np.array([[0, 250.0], [1, 7.0]]), "y_test": np.array([0, 1])}
+    problem = load_problem(saved(**example_arrays(x_train=x, **far)), standardize=True)
+    assert problem.x_test[:, 1].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 3), (4, 3)])
+def test_images_and_sequences_are_standardized_by_channel(shape, saved):
+    scale = np.array([1.0, 10.0, 100.0])
+    x = scale * (np.random.default_rng(0).normal(size=(20, *shape)) + 2)
+    x[:, 0] = 0  # a border that is never set
+    raw = load_problem(saved(**example_arrays(x_train=x)))
+    found = load_problem(saved(**example_arrays(x_train=x)), standardize=True)
+    columns = raw.x_train.astype("float64").reshape(-1, 3)
+    expected = (raw.x_validation - columns.mean(axis=0)) / columns.std(axis=0)
+    np.testing.assert_allclose(found.x_validation, expected, atol=1e-5)
+
+
 def test_file_without_options_is_left_as_it_is(saved):
     x = np.arange(40, dtype="uint8").reshape(20, 2)
     problem = load_problem(saved(**example_arrays(x_train=x)))

@@ -18,6 +18,10 @@ class InputError(ValueError):
     """
 
 
+class DataWarning(UserWarning):
+    """Something about the data that will spoil a training; the message is one line."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not known, with the nearest one that is.
 

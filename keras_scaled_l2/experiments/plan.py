@@ -35,6 +35,7 @@ from keras_scaled_l2.experiments.errors import InputError, one_line, require, un
 from keras_scaled_l2.experiments.model_checks import fitted
 from keras_scaled_l2.experiments.naming import every_layer, plain_config
 from keras_scaled_l2.experiments.problems import Problem, load_problem, split
+from keras_scaled_l2.experiments.start_checks import check_start
 
 Model: TypeAlias = (
     str | os.PathLike[str] | keras.Model | Callable[[], keras.Model] | None
@@ -178,6 +179,7 @@ def make_plan(
     )
     network = architecture.build(seeds[0])
     problem = fitted(problem, network)
+    check_start(network, problem)
     given = _arms(arms, strengths, dropout, largest_kernel(network))
     _check_decay(given, config)
     return Plan(

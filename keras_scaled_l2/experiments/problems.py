@@ -86,7 +86,9 @@ class Source:
         name: Name of the problem, or the path it was read from.
         arrays: The arrays; validation and test set may be missing.
         standardize: Whether features get mean 0 and standard deviation 1, both
-            measured on the training set of the split.
+            measured on the training set of the split; those of images and sequences
+            by channel, which is the last dimension. A feature that is constant in the
+            training set becomes 0.
     """
 
     name: str
@@ -223,8 +225,10 @@ def load_problem(
             floating-point numbers are targets of a regression. Several ones in a row
             (multi-label) are refused.
         standardize: Scale features to mean 0 and standard deviation 1 as measured on
-            the training set. Default: for breast-cancer only; pixels are divided by
-            their largest value, arrays from a file are left as they are.
+            the training set, those of images and sequences by channel. Default: for
+            breast-cancer only; pixels are divided by their largest value, arrays from
+            a file are left as they are (``compare`` warns if that is no start to learn
+            from, as with raw pixels).
 
     Raises:
         InputError: If there is no such problem or file, or its arrays do not fit.
@@ -251,15 +255,20 @@ def _named(
     sets: Mapping[str, tuple[np.ndarray, np.ndarray]], standardize: bool
 ) -> dict[str, np.ndarray]:
     arrays = {}
-    mean, scale = np.float32(0), np.float32(1)
+    mean, factor = np.zeros(()), np.ones(())
     if standardize:
         x = sets["train"][0]
-        mean = x.mean(axis=0, dtype=np.float64).astype("float32")
-        scale = x.std(axis=0, dtype=np.float64).astype("float32")
-        # A constant feature stays 0 instead of becoming 0 / 0.
-        scale[scale == 0] = 1
+        # Pixels of a channel, or steps of a sequence, are of one kind: a pixel that is
+        # rarely set would become a very large number by its own deviation.
+        axes = tuple(range(x.ndim - 1))
+        mean = x.mean(axis=axes, dtype=np.float64)
+        scale = x.std(axis=axes, dtype=np.float64).astype("float32")
+        # A feature that is constant in training is 0 everywhere: nothing is learned of
+        # it, and what it may be elsewhere has no scale.
+        factor = np.where(scale > 0, 1 / np.where(scale > 0, scale, 1), 0)
+    mean, factor = mean.astype("float32"), factor.astype("float32")
     for name, (x, y) in sets.items():
-        arrays[f"x_{name}"] = (x - mean) / scale if standardize else x
+        arrays[f"x_{name}"] = (x - mean) * factor if standardize else x
         arrays[f"y_{name}"] = y
     return arrays
 
