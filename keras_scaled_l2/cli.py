@@ -85,8 +85,9 @@ def _add_compare(commands: Any) -> None:
     add(
         "--problem",
         default="mnist5k",
-        help="mnist5k, digits, breast-cancer, mnist, fashion_mnist, cifar10, or a .npz "
-        "file with x_train, y_train and maybe x_test, y_test (default: %(default)s)",
+        help="mnist5k, digits, breast-cancer, mnist1d, mnist, fashion_mnist, cifar10, "
+        "or a .npz file with x_train, y_train and maybe x_test, y_test "
+        "(default: %(default)s)",
     )
     add(
         "--task",
@@ -98,6 +99,26 @@ def _add_compare(commands: Any) -> None:
         action="store_true",
         default=None,
         help="scale features by the mean and standard deviation of the training set",
+    )
+    add(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="number of training examples, drawn by each seed (default: all)",
+    )
+    add(
+        "--label-noise",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the training and validation labels that each seed makes wrong "
+        "(default: 0)",
+    )
+    add(
+        "--data-dir",
+        metavar="FOLDER",
+        help="where the files of mnist or fashion_mnist are, in IDX format, packed "
+        "with gzip or not (default: downloaded by Keras)",
     )
     add(
         "--model",
@@ -178,7 +199,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     experiment = None
     try:
         problem = load_problem(
-            arguments.problem, task=arguments.task, standardize=arguments.standardize
+            arguments.problem,
+            task=arguments.task,
+            standardize=arguments.standardize,
+            samples=arguments.samples,
+            label_noise=arguments.label_noise,
+            data_dir=arguments.data_dir,
         )
         with _warnings_said():
             plan = make_plan(

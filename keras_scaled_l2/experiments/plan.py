@@ -110,7 +110,9 @@ class Plan:
         """What the numbers follow from, but for the seeds, as plain data."""
         problem = self.problem
         return {
-            "problem": problem.name,
+            "problem": problem.source.name,
+            "samples": problem.source.samples,
+            "label noise": problem.source.label_noise or None,
             "task": problem.task,
             "data": _digest(*_arrays(problem.source.arrays)),
             "standardize": problem.source.standardize,
