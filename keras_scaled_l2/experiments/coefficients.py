@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 
 import keras
 
@@ -37,14 +39,15 @@ def coefficients(
         return {}
     try:
         rule = keras.saving.deserialize_keras_object(dict(arm.rule))
-        _attach(model, rule)
-        try:
-            bind(model, samples=samples, batch_size=batch_size)
-            weights = penalized(model)
-        finally:
-            detach(model)
+        with _quiet():
+            attach(model, rule)
+            try:
+                bind(model, samples=samples, batch_size=batch_size)
+                weights = penalized(model)
+            finally:
+                detach(model)
     except (TypeError, ValueError) as error:
-        raise InputError(f"arm {arm.name!r}: {one_line(error)}") from error
+        raise InputError(f"arm {arm.name!r}: {_advice(error)}") from error
     names = paths(model)
     found = {names[id(v)]: effective_coefficient(r, v.shape) for _, v, r in weights}
     if None in found.values():
@@ -55,18 +58,42 @@ def coefficients(
     return {path: c for path, c in found.items() if c is not None}
 
 
-def _attach(model: keras.Model, rule: keras.Regularizer) -> None:
-    """Attach a rule for a moment: that no file would hold it is no loss."""
+def _advice(error: Exception) -> str:
+    """What a library's error says, without the ways out that a comparison lacks."""
+    text = one_line(error)
+    return text.replace(", or choose the weights with where=...", ": fan_in=...")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A rule is on for a moment: that no file would hold it is no loss.
+
+    Nor is a decay in the optimizer, which all arms of a comparison have alike.
+    """
     with warnings.catch_warnings():
-        message = "The penalty of .* acts, but a saved file or a clone will not hold it"
-        warnings.filterwarnings("ignore", message, UserWarning)
-        attach(model, rule)
+        for message in (
+            "The penalty of .* acts, but a saved file or a clone will not hold it",
+            "Decayed twice",
+        ):
+            warnings.filterwarnings("ignore", message, UserWarning)
+        yield
 
 
 def penalizable(model: keras.Model) -> dict[str, keras.Variable]:
-    """The weights that a rule is put on by default, by path."""
-    _attach(model, keras.regularizers.L2(0.0))
-    chosen = [v for _, v, _ in penalized(model)]
-    detach(model)
+    """The weights that a rule is put on by default, by path.
+
+    Raises:
+        InputError: If there are none.
+    """
+    try:
+        with _quiet():
+            attach(model, keras.regularizers.L2(0.0))
+            chosen = [v for _, v, _ in penalized(model)]
+            detach(model)
+    except ValueError as error:
+        raise InputError(
+            f"Nothing to penalize in model {model.name!r}: expected a kernel or an "
+            "embedding that is trained, as keras.layers.Dense and Conv2D have one."
+        ) from error
     names = paths(model)
     return {names[id(v)]: v for v in chosen}

@@ -31,7 +31,7 @@ from keras_scaled_l2.experiments.arms import (
 )
 from keras_scaled_l2.experiments.arrays import Arrays
 from keras_scaled_l2.experiments.coefficients import penalizable
-from keras_scaled_l2.experiments.errors import InputError, one_line, require, unknown
+from keras_scaled_l2.experiments.errors import InputError, require, unknown
 from keras_scaled_l2.experiments.model_checks import fitted
 from keras_scaled_l2.experiments.naming import every_layer, plain_config
 from keras_scaled_l2.experiments.problems import Problem, load_problem, split
@@ -180,6 +180,8 @@ def make_plan(
         "dense" if model is None else model, problem, hidden
     )
     network = architecture.build(seeds[0])
+    # A rule that needs the learning rate finds it there.
+    network.compile(optimizer=config.make())
     problem = fitted(problem, network)
     check_start(network, problem)
     given = _arms(arms, strengths, dropout, largest_kernel(network))
@@ -201,10 +203,7 @@ def make_plan(
 
 def largest_kernel(network: keras.Model) -> int:
     """Number of weights of the largest tensor that a rule is put on by default."""
-    try:
-        return max(elements(v.shape) for v in penalizable(network).values())
-    except ValueError as error:
-        raise InputError(f"model {network.name!r}: {one_line(error)}") from error
+    return max(elements(v.shape) for v in penalizable(network).values())
 
 
 def _check_decay(arms: Sequence[Arm], optimizer: OptimizerSpec) -> None:
