@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from keras_scaled_l2.cli_numbers import (
@@ -85,8 +87,9 @@ def _add_compare(commands: Any) -> None:
     add(
         "--problem",
         default="mnist5k",
-        help="mnist5k, digits, breast-cancer, mnist, fashion_mnist, cifar10, or a .npz "
-        "file with x_train, y_train and maybe x_test, y_test (default: %(default)s)",
+        help="mnist5k, digits, breast-cancer, mnist1d, mnist, fashion_mnist, cifar10, "
+        "or a .npz file with x_train, y_train and maybe x_test, y_test "
+        "(default: %(default)s)",
     )
     add(
         "--task",
@@ -98,6 +101,26 @@ def _add_compare(commands: Any) -> None:
         action="store_true",
         default=None,
         help="scale features by the mean and standard deviation of the training set",
+    )
+    add(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="number of training examples, drawn by each seed (default: all)",
+    )
+    add(
+        "--label-noise",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the training and validation labels that each seed makes wrong "
+        "(default: 0)",
+    )
+    add(
+        "--data-dir",
+        metavar="FOLDER",
+        help="where the files of mnist or fashion_mnist are, in IDX format, packed "
+        "with gzip or not (default: downloaded by Keras)",
     )
     add(
         "--model",
@@ -178,14 +201,20 @@ def _compare(arguments: argparse.Namespace) -> int:
     experiment = None
     try:
         problem = load_problem(
-            arguments.problem, task=arguments.task, standardize=arguments.standardize
+            arguments.problem,
+            task=arguments.task,
+            standardize=arguments.standardize,
+            samples=arguments.samples,
+            label_noise=arguments.label_noise,
+            data_dir=arguments.data_dir,
         )
-        plan = make_plan(
-            problem=problem,
-            strengths=dict(arguments.strength or []),
-            directory=arguments.directory,
-            **{name: value for name, value in given.items() if value is not None},
-        )
+        with _warnings_said():
+            plan = make_plan(
+                problem=problem,
+                strengths=dict(arguments.strength or []),
+                directory=arguments.directory,
+                **{name: value for name, value in given.items() if value is not None},
+            )
         experiment = Experiment(plan)
         experiment.command = _without_seeds(arguments.argv)
         comparison = experiment.run(choose(not arguments.quiet))
@@ -207,6 +236,23 @@ def _compare(arguments: argparse.Namespace) -> int:
         f"curves: tensorboard --logdir {arguments.directory}/tensorboard"
     )
     return 0
+
+
+@contextlib.contextmanager
+def _warnings_said() -> Iterator[None]:
+    """Say what is wrong with the data in one line, as errors are said."""
+    from keras_scaled_l2.experiments.errors import DataWarning
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", DataWarning)
+        yield
+    for warning in found:
+        if issubclass(warning.category, DataWarning):
+            _say(f"warning: {warning.message}", 0)
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
 
 
 def _without_seeds(argv: Sequence[str]) -> str:

@@ -361,6 +361,68 @@ def test_probabilities_and_logits_of_one_network_give_the_same_losses():
         assert other.test.calibration_error == pytest.approx(calibration, rel=1e-3)
 
 
+@pytest.mark.parametrize("activation", ["softmax", None])
+def test_two_outputs_answer_a_problem_of_two_classes(activation):
+    found = small(
+        model=lambda: chain(2, activation),
+        epochs=8,
+        arms=["none", "l2", "dropout"],
+        learning_rate=0.1,
+    )
+    assert found.task == "classes"
+    for run in found["none"].runs:
+        assert run.starting_cost.data == pytest.approx(np.log(2), abs=0.6)
+        assert run.train.data_loss < 0.7 * run.starting_cost.data
+        assert run.test.calibration_error is not None
+    with pytest.raises(InputError, match=r"needs \(None, 1\)"):
+        small(model=lambda: chain(3, activation))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "activation", "expected"),
+    [
+        (2, "sigmoid", "a sigmoid for each class"),
+        (1, "softmax", "a softmax over one unit"),
+    ],
+)
+def test_outputs_that_are_no_distribution_are_refused(outputs, activation, expected):
+    with pytest.raises(InputError, match=expected):
+        small(model=lambda: chain(outputs, activation))
+
+
+def open_images():
+    """Takes images of any size, as many published networks do."""
+    inputs = keras.Input((None, None, 2))
+    x = L.Conv2D(3, 2, activation="relu")(inputs)
+    return keras.Model(inputs, L.Dense(1)(L.GlobalAveragePooling2D()(x)))
+
+
+def recurrent():
+    inputs = keras.Input((None, 2))
+    x = L.LSTM(3, return_sequences=True)(inputs)
+    return keras.Model(inputs, L.Dense(1)(L.Bidirectional(L.GRU(2))(x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"), [(open_images, (4, 5, 2)), (recurrent, (4, 2))]
+)
+@pytest.mark.parametrize("handed", ["function", "model"])
+def test_shapes_that_a_network_leaves_open_are_told_by_the_data(make, shape, handed):
+    model = make if handed == "function" else make()
+    found = small(
+        model=model, problem=problem(shape), arms=["none", "l2", "dropout"], seeds=1
+    )
+    losses = {arm.name: arm.runs[0].test.data_loss for arm in found.arms}
+    assert all(0 < loss < 2 for loss in losses.values())
+    assert losses["none"] != losses["dropout"]
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 3), (4, 2), (4, 5, 2, 1)])
+def test_shapes_that_do_not_fit_are_refused(shape):
+    with pytest.raises(InputError, match="takes inputs of shape"):
+        small(model=open_images, problem=problem(shape))
+
+
 @pytest.mark.parametrize(
     ("model", "targets", "arms"),
     [

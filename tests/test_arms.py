@@ -13,7 +13,12 @@ from keras_scaled_l2.experiments.arms import (
 )
 from keras_scaled_l2.experiments.coefficients import coefficients
 from keras_scaled_l2.experiments.errors import InputError
-from keras_scaled_l2.experiments.twin import matching_weights, with_dropout
+from keras_scaled_l2.experiments.twin import (
+    VariableDropout,
+    derive,
+    matching_weights,
+    with_dropout,
+)
 
 L = keras.layers
 
@@ -396,3 +401,102 @@ def test_models_that_cannot_be_rewritten_are_refused_with_a_remedy():
     ):
         with pytest.raises(InputError, match=expected):
             with_dropout(model, 0.5)
+
+
+def recurrent(state=False):
+    """Tokens, two recurrent layers; the first may hand its state to the second."""
+    x = keras.Input((5,))
+    embedded = L.Embedding(4, 3, mask_zero=True, name="embedding")(x)
+    if state:
+        first = L.GRU(2, return_sequences=True, return_state=True, name="first")
+        sequence, last = first(embedded)
+        second = L.GRU(2, name="second")(sequence, initial_state=last)
+    else:
+        first = L.LSTM(2, return_sequences=True)
+        sequence = L.Bidirectional(first, name="first")(embedded)
+        second = L.SimpleRNN(2, name="second")(sequence)
+    return keras.Model(x, L.Dense(1, name="output")(second))
+
+
+def wrapped():
+    inner = L.TimeDistributed(L.Dense(3, activation="relu"), name="each")
+    linear = L.TimeDistributed(L.Dense(3), name="linear")
+    cell = L.RNN(L.LSTMCell(2), name="cell")
+    return keras.Sequential([keras.Input((5, 2)), inner, linear, cell, L.Dense(1)])
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (recurrent, {"first", "second"}),
+        (lambda: recurrent(state=True), {"first", "second"}),
+        (wrapped, {"each", "cell"}),
+    ],
+)
+def test_recurrent_and_wrapped_layers_get_dropout_behind_their_output(make, expected):
+    model = make()
+    twin = with_dropout(model, 0.5)
+    assert set(dropouts(twin).values()) == expected
+    data = np.array([[[1, 2], [3, 1], [2, 2], [0, 1], [1, 0]]], "float32")
+    data = data[..., 0] if len(model.input_shape) == 2 else data
+    whole, same = (np.array(keras.ops.convert_to_numpy(m(data))) for m in (model, twin))
+    np.testing.assert_array_equal(whole, same)
+    dropped = keras.ops.convert_to_numpy(twin(data, training=True))
+    assert np.any(np.array(dropped) != whole)
+
+
+def test_state_of_a_recurrent_layer_is_never_dropped():
+    twin = with_dropout(recurrent(state=True), 0.5)
+    second = twin.get_layer("second")
+    histories = [t._keras_history for t in second._inbound_nodes[0].input_tensors]
+    sources = [(h.operation.name, h.tensor_index) for h in histories]
+    assert sources == [("first_dropout", 0), ("first", 1)]
+
+
+def relu_twice(x):
+    return keras.ops.relu(2 * x)
+
+
+def class_of(name, sign):
+    def call(self, x):
+        return keras.ops.relu(sign * (x @ self.kernel))
+
+    return type(name, (L.Dense,), {"call": call})
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [class_of("Block", 1)(4, "relu"), class_of("Block", -1)(4, "relu")],
+        [class_of("Dense", -1)(4, "relu"), L.Dense(4, "relu")],
+        [class_of("Dropout", 1)(4, "relu"), L.Dense(4, "relu")],
+        [class_of("Größe", -1)(4, "relu"), class_of("A1_b", 1)(4, "relu")],
+        [L.Dense(4, relu_twice), L.Dense(4, "relu")],
+        [L.Dense(4, "relu", name="a"), L.Dense(4, "relu", name="a_dropout")],
+    ],
+)
+@pytest.mark.parametrize("kind", [L.Dropout, VariableDropout])
+def test_twin_is_made_of_the_same_classes_whatever_they_are_called(layers, kind):
+
+    model = keras.Sequential([keras.Input((6,)), *layers, L.Dense(1)])
+    twin = derive(model, 0.5, dropout=kind)
+    for layer in model.layers:
+        assert type(twin.get_layer(layer.name)) is type(layer)
+    assert sum(isinstance(layer, kind) for layer in twin.layers) >= 2
+    x = np.random.default_rng(0).normal(size=(3, 6)).astype("float32")
+    np.testing.assert_array_equal(
+        *(keras.ops.convert_to_numpy(m(x, training=False)) for m in (model, twin))
+    )
+
+
+def test_lambda_is_refused_with_its_remedy_and_without_its_config():
+    def build(activation):
+        return keras.Sequential([keras.Input((6,)), L.Dense(4, activation), L.Dense(1)])
+
+    with (
+        pytest.warns(UserWarning, match="includes a `lambda`"),
+        pytest.raises(InputError, match=r"as a function with a name \(def\)") as error,
+    ):
+        with_dropout(build(lambda x: keras.ops.relu(2 * x)), 0.5)
+    assert len(str(error.value)) < 500
+    assert len(dropouts(with_dropout(build(relu_twice), 0.5))) == 1

@@ -354,7 +354,7 @@ def dense_model(units=1, features=6, regularizer=None):
         ({"patience": 0}, "patience 0"),
         ({"model": lambda: 3}, "made int"),
         ({"model": lambda: 1 / 0}, "failed: ZeroDivisionError"),
-        ({"model": lambda: dense_model(units=2)}, "needs (None, 1)"),
+        ({"model": lambda: dense_model(units=3)}, "needs (None, 1)"),
         ({"model": lambda: dense_model(features=3)}, "inputs of shape (None, 3)"),
         ({"model": lambda: dense_model(regularizer="l2")}, "carries a penalty"),
         ({"arms": [Arm("x", keras.regularizers.L1(0.1))]}, "not of the form"),

@@ -27,6 +27,11 @@ PUBLIC = {
 }
 # What Keras does not export, and why it is needed.
 PRIVATE = {
+    # The name that Keras gives to a layer without one, by its class.
+    "experiments.naming": {
+        "keras.src.utils.naming",
+        "keras.src.utils.naming.to_snake_case",
+    },
     # EarlyStopping(monitor="val_data_loss") asks only its instances for the mode.
     "means": {
         "keras.src.trainers.compile_utils",

@@ -15,6 +15,12 @@ import keras
 import numpy as np
 
 from keras_scaled_l2.experiments.errors import InputError, one_line, unknown
+from keras_scaled_l2.experiments.model_checks import (
+    check_model,
+    check_same,
+    last_activation,
+)
+from keras_scaled_l2.experiments.naming import plain_paths, set_paths
 from keras_scaled_l2.experiments.problems import Problem
 
 DEFAULT_HIDDEN = (512, 512)
@@ -205,17 +211,21 @@ def from_model(
     Raises:
         InputError: If it does not fit the problem, or cannot be cloned.
     """
-    _check_model(model, problem)
+    check_model(model, problem)
+    names: list[str] = []
 
     def build(seed: int) -> keras.Model:
         keras.utils.set_random_seed(seed)
         try:
-            return keras.models.clone_model(model)
+            made = keras.models.clone_model(model)
         except (ValueError, TypeError, NotImplementedError) as error:
             raise InputError(
                 f"model {model.name!r} cannot be cloned ({one_line(error)}): hand in a "
                 "function that makes it."
             ) from error
+        names[:] = names or plain_paths(made)
+        set_paths(made, names)
+        return made
 
     return Architecture(name or str(model.name), build)
 
@@ -245,7 +255,8 @@ def from_function(
             f"model function {title!r} failed: {type(error).__name__}: "
             f"{one_line(error)}"
         ) from error
-    _check_model(model, problem)
+    check_model(model, problem)
+    names: list[str] = []
 
     def build_anew(seed: int) -> keras.Model:
         made = build(seed)
@@ -256,6 +267,9 @@ def from_function(
                 f"model function {title!r} made the same weights twice: expected a new "
                 "model from every call. Make or load it in there, or hand in the model."
             )
+        check_same(title, model, made)
+        names[:] = names or plain_paths(model, made)
+        set_paths(made, names)
         return made
 
     return Architecture(title, build_anew)
@@ -263,35 +277,7 @@ def from_function(
 
 def gives_probabilities(model: keras.Model) -> bool:
     """Whether a classifier's last layer is a softmax or sigmoid, not linear."""
-    last: Any = model
-    while isinstance(last, keras.Model) and getattr(last, "layers", None):
-        last = _output_layer(last)
-    activation = getattr(last, "activation", None)
-    # A layer Softmax and what keras.ops.softmax puts into a graph are called so too.
-    name = getattr(activation, "__name__", type(last).__name__.lower())
-    return name in ("softmax", "sigmoid")
-
-
-_SHAPING = (
-    keras.layers.Dropout,
-    keras.layers.Flatten,
-    keras.layers.Identity,
-    keras.layers.Reshape,
-)
-"""Layers that leave the probabilities behind them what they are."""
-
-
-def _output_layer(model: keras.Model) -> Any:
-    """The layer or operation that makes a model's output: not always its last one."""
-    try:
-        (tensor,) = keras.tree.flatten(model.outputs)
-    except (AttributeError, ValueError):
-        return model.layers[-1]
-    while True:
-        last, call, _ = tensor._keras_history
-        if not isinstance(last, _SHAPING):
-            return last
-        (tensor,) = last._inbound_nodes[call].input_tensors
+    return last_activation(model) in ("softmax", "sigmoid")
 
 
 def initial_weights(model: keras.Model) -> list[np.ndarray]:
@@ -312,31 +298,6 @@ def check_hidden(hidden: Sequence[int]) -> tuple[int, ...]:
                 "512,512."
             )
     return tuple(hidden)
-
-
-def _check_model(model: Any, problem: Problem) -> None:
-    if not isinstance(model, keras.Model) or not model.built:
-        raise InputError(
-            f"model function made {type(model).__name__}: expected a built keras.Model."
-        )
-    shape = (None, *problem.x_train.shape[1:])
-    if tuple(getattr(model, "input_shape", shape)) != shape:
-        raise InputError(
-            f"model {model.name!r} takes inputs of shape {model.input_shape}: problem "
-            f"{problem.name!r} has {shape}."
-        )
-    outputs = (None, problem.outputs)
-    if tuple(getattr(model, "output_shape", outputs)) != outputs:
-        raise InputError(
-            f"model {model.name!r} has outputs of shape {model.output_shape}: problem "
-            f"{problem.name!r} ({problem.task}) needs {outputs}."
-        )
-    own = [v.path for v in model.trainable_weights if v.regularizer is not None]
-    if own:
-        raise InputError(
-            f"model {model.name!r} carries a penalty on {own[0]} already, which would "
-            "be in every arm: take it off, and give it as an Arm."
-        )
 
 
 def _seeds(seed: int, count: int) -> list[int]:

@@ -71,7 +71,8 @@ def checked(
         arrays: ``x_train`` and ``y_train``; ``x_validation``, ``y_validation``,
             ``x_test`` and ``y_test`` where there are any.
         name: What to call the problem in an error.
-        task: The task; told from the dtype of ``y_train`` by default.
+        task: The task; told from ``y_train`` by default: integers and one-hot rows of
+            any dtype are classes, other floating-point numbers targets.
 
     Raises:
         InputError: If an array is missing, empty, not of numbers, not finite, or
@@ -96,6 +97,8 @@ def checked(
         _check_same(name, part, x)
         x[part] = _float32(name, f"x_{part}", x[part])
         y[part] = y[part][:, 0] if y[part].shape[1:] == (1,) else y[part]
+    if task != "regression":
+        y = _unfolded(name, y)
     found = task or _task(name, y["train"])
     if found == "regression":
         classes = 0
@@ -164,19 +167,64 @@ def _float32(name: str, array_name: str, array: np.ndarray) -> np.ndarray:
     return result
 
 
+def _unfolded(name: str, y: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One-hot labels as the integers that they stand for, whatever their dtype.
+
+    Raises:
+        InputError: If the rows say something else of the classes than one of them.
+    """
+    train = y["train"]
+    if train.ndim == 1 or not _is_part(train):
+        return dict(y)
+    for part, rows in y.items():
+        if rows.shape[1:] != train.shape[1:]:
+            raise InputError(
+                f"y_{part} of {name!r} has rows of shape {rows.shape[1:]}, y_train of "
+                f"{train.shape[1:]}: expected the same."
+            )
+        if not np.isin(rows, (0, 1)).all():
+            raise InputError(
+                f"y_{part} of {name!r} has rows of probabilities: expected one label "
+                "per example, as y.argmax(axis=1) gives, or --task regression "
+                "(task='regression') to fit them by mean squared error."
+            )
+        ones = np.count_nonzero(rows, axis=1)
+        if (ones != 1).any():
+            raise InputError(
+                f"y_{part} of {name!r} has rows of 0 and 1 with {ones.min()} to "
+                f"{ones.max()} ones, which is multi-label: expected one label per "
+                "example. Train on one of the labels, as y[:, 0], or say "
+                "--task regression (task='regression') for the mean squared error of "
+                "all."
+            )
+    return {part: rows.argmax(axis=1) for part, rows in y.items()}
+
+
+def _is_part(rows: np.ndarray) -> bool:
+    """Whether rows are 0 and 1 throughout, or shares that sum to 1."""
+    if np.isin(rows, (0, 1)).all():
+        return True
+    positive = rows.dtype.kind == "f" and bool((rows >= 0).all())
+    return positive and np.allclose(rows.sum(axis=1), 1, atol=1e-3)
+
+
+_FEW = 20
+"""So many different whole numbers may be labels that were saved as floats."""
+
+
 def _task(name: str, y: np.ndarray) -> Task:
     if y.dtype.kind != "f":
         return "classes"
     values = np.unique(y)
-    if (
-        y.ndim == 1
-        and len(values) > 1
-        and np.array_equal(values, np.arange(len(values)))
-    ):
+    whole = np.isfinite(values).all() and np.array_equal(values, np.rint(values))
+    few = len(values) <= min(_FEW, len(y) // 2)
+    counted = np.array_equal(values, np.arange(len(values))) and len(values) < len(y)
+    if y.ndim == 1 and whole and len(values) > 1 and (few or counted):
         raise InputError(
-            f"y_train of {name!r} has dtype {y.dtype} and only the whole numbers 0 to "
-            f"{len(values) - 1}: save labels as y.astype('int32'), or say "
-            "--task regression (task='regression') if these are targets."
+            f"y_train of {name!r} has dtype {y.dtype} and only {len(values)} different "
+            f"whole numbers, {values[0]:g} to {values[-1]:g}: save labels as "
+            "numpy.unique(y, return_inverse=True)[1], or say --task regression "
+            "(task='regression') if these are targets."
         )
     return "regression"
 
@@ -222,7 +270,8 @@ def _check_labels(name: str, part: str, y: np.ndarray) -> None:
     if y.ndim != 1:
         raise InputError(
             f"y_{part} of {name!r} has shape {y.shape}: expected one integer label per "
-            "example. One-hot labels become integers by y.argmax(axis=1)."
+            "example, rows of 0 with a single 1 (one-hot), or --task regression "
+            "(task='regression') for several targets."
         )
     if y.dtype.kind == "f" and not np.array_equal(y, np.rint(y)):
         raise InputError(

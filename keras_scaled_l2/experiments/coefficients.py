@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import collections
-import re
+import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import keras
 
@@ -14,6 +13,7 @@ import keras_scaled_l2.regularizers  # noqa: F401
 from keras_scaled_l2.attaching import attach, bind, detach, penalized
 from keras_scaled_l2.experiments.arms import Arm
 from keras_scaled_l2.experiments.errors import InputError, one_line
+from keras_scaled_l2.experiments.naming import paths
 from keras_scaled_l2.rule import effective_coefficient
 
 
@@ -39,14 +39,15 @@ def coefficients(
         return {}
     try:
         rule = keras.saving.deserialize_keras_object(dict(arm.rule))
-        _attach(model, rule)
-        try:
-            bind(model, samples=samples, batch_size=batch_size)
-            weights = penalized(model)
-        finally:
-            detach(model)
+        with _quiet():
+            attach(model, rule)
+            try:
+                bind(model, samples=samples, batch_size=batch_size)
+                weights = penalized(model)
+            finally:
+                detach(model)
     except (TypeError, ValueError) as error:
-        raise InputError(f"arm {arm.name!r}: {one_line(error)}") from error
+        raise InputError(f"arm {arm.name!r}: {_advice(error)}") from error
     names = paths(model)
     found = {names[id(v)]: effective_coefficient(r, v.shape) for _, v, r in weights}
     if None in found.values():
@@ -57,69 +58,42 @@ def coefficients(
     return {path: c for path, c in found.items() if c is not None}
 
 
-def _attach(model: keras.Model, rule: keras.Regularizer) -> None:
-    """Attach a rule for a moment: that no file would hold it is no loss."""
+def _advice(error: Exception) -> str:
+    """What a library's error says, without the ways out that a comparison lacks."""
+    text = one_line(error)
+    return text.replace(", or choose the weights with where=...", ": fan_in=...")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A rule is on for a moment: that no file would hold it is no loss.
+
+    Nor is a decay in the optimizer, which all arms of a comparison have alike.
+    """
     with warnings.catch_warnings():
-        message = "The penalty of .* acts, but a saved file or a clone will not hold it"
-        warnings.filterwarnings("ignore", message, UserWarning)
-        attach(model, rule)
+        for message in (
+            "The penalty of .* acts, but a saved file or a clone will not hold it",
+            "Decayed twice",
+        ):
+            warnings.filterwarnings("ignore", message, UserWarning)
+        yield
 
 
 def penalizable(model: keras.Model) -> dict[str, keras.Variable]:
-    """The weights that a rule is put on by default, by path."""
-    _attach(model, keras.regularizers.L2(0.0))
-    chosen = [v for _, v, _ in penalized(model)]
-    detach(model)
-    names = paths(model)
-    return {names[id(v)]: v for v in chosen}
-
-
-def paths(model: keras.Model) -> dict[int, str]:
-    """``id`` of each weight -> its path, the same for a model that is made again.
-
-    Keras numbers layers without a name of their own by how many it has made before;
-    here they are numbered within the model.
+    """The weights that a rule is put on by default, by path.
 
     Raises:
-        InputError: If two weights have one path.
+        InputError: If there are none.
     """
-    rename = plain_names(model)
-    found = {
-        id(v): "/".join(rename(part) for part in v.path.split("/"))
-        for v in model.weights
-    }
-    doubled = [path for path, n in collections.Counter(found.values()).items() if n > 1]
-    if doubled:
+    try:
+        with _quiet():
+            attach(model, keras.regularizers.L2(0.0))
+            chosen = [v for _, v, _ in penalized(model)]
+            detach(model)
+    except ValueError as error:
         raise InputError(
-            f"model {model.name!r} has several weights of the path {doubled[0]!r}: "
-            "expected layers of different names."
-        )
-    return found
-
-
-def plain_names(model: keras.Model) -> Callable[[str], str]:
-    """A function that numbers the names that Keras gave from 0, as they come."""
-    kinds = {
-        re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-        for name in (type(layer).__name__ for layer in [model, *every_layer(model)])
-    } | {"input_layer"}
-    pattern = re.compile(rf"({'|'.join(sorted(map(re.escape, kinds)))})(_[0-9]+)?")
-    given: dict[str, str] = {}
-    counts: collections.Counter[str] = collections.Counter()
-
-    def rename(name: str) -> str:
-        match = pattern.fullmatch(name)
-        if match is None:
-            return name
-        if name not in given:
-            kind = match[1]
-            given[name] = f"{kind}_{counts[kind]}" if counts[kind] else kind
-            counts[kind] += 1
-        return given[name]
-
-    return rename
-
-
-def every_layer(layer: keras.Layer) -> Iterator[keras.Layer]:
-    """All layers within a layer, each once."""
-    return iter(layer._flatten_layers(include_self=False))
+            f"Nothing to penalize in model {model.name!r}: expected a kernel or an "
+            "embedding that is trained, as keras.layers.Dense and Conv2D have one."
+        ) from error
+    names = paths(model)
+    return {names[id(v)]: v for v in chosen}

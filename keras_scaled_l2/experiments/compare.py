@@ -20,7 +20,7 @@ from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments import grids, runs
 from keras_scaled_l2.experiments.architectures import DEFAULT_HIDDEN, initial_weights
 from keras_scaled_l2.experiments.arms import DEFAULT_ARMS, DEFAULT_DROPOUT, Arm
-from keras_scaled_l2.experiments.coefficients import coefficients, paths, penalizable
+from keras_scaled_l2.experiments.coefficients import coefficients, penalizable
 from keras_scaled_l2.experiments.engine import (
     Curves,
     Engine,
@@ -30,6 +30,7 @@ from keras_scaled_l2.experiments.engine import (
     Watch,
 )
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
+from keras_scaled_l2.experiments.naming import paths
 from keras_scaled_l2.experiments.page import html
 from keras_scaled_l2.experiments.plan import (
     DEFAULT_BATCH_SIZE,

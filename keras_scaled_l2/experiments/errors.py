@@ -18,6 +18,10 @@ class InputError(ValueError):
     """
 
 
+class DataWarning(UserWarning):
+    """Something about the data that will spoil a training; the message is one line."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not known, with the nearest one that is.
 
@@ -32,12 +36,13 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names)}.")
 
 
-def require(module: str, purpose: str) -> Any:
+def require(module: str, purpose: str, install: str = EXTRA) -> Any:
     """Import a package that only the experiments need.
 
     Args:
         module: Name of the module.
         purpose: What it is needed for, to complete "... needs scikit-learn".
+        install: The command that installs it.
 
     Raises:
         InputError: If it is not installed, with the command that installs it.
@@ -47,7 +52,7 @@ def require(module: str, purpose: str) -> Any:
     except ImportError as error:
         raise InputError(
             f"{purpose} needs {module.partition('.')[0]}, which cannot be imported "
-            f"({one_line(error)}). Install it with: {EXTRA}"
+            f"({one_line(error)}). Install it with: {install}"
         ) from error
 
 

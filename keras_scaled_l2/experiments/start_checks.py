@@ -1,0 +1,120 @@
+"""What a network makes of the data before the first step: is there a way from here?"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_scaled_l2.experiments.errors import DataWarning, InputError, one_line
+from keras_scaled_l2.experiments.model_checks import last_activation
+from keras_scaled_l2.experiments.problems import Problem
+
+EXAMPLES = 256
+"""So many training examples tell: raw pixels start 50 times above guessing."""
+FAR = 5.0
+"""A start so many times above the data loss of guessing is none to learn from."""
+LARGE = 10.0
+"""Features and targets beyond this root mean square are not scaled."""
+
+
+def check_start(network: keras.Model, problem: Problem) -> None:
+    """Look at the data loss before the first step, as the training will meet it.
+
+    Args:
+        network: A built network; left as it was.
+        problem: What it is to be trained on.
+
+    Raises:
+        InputError: If the network cannot be called on the examples, or its loss is not
+            finite.
+    """
+    x, y = problem.x_train[:EXAMPLES], problem.y_train[:EXAMPLES]
+    outputs = _outputs(network, x)
+    loss = _loss(problem, outputs, y, last_activation(network))
+    features = f"features of {problem.name!r} range from {_range(problem.x_train)}"
+    if not np.isfinite(loss):
+        raise InputError(
+            f"{features}, and the outputs of model {network.name!r} are NaN, infinite "
+            f"or too large before the first step. {_remedy(problem)}"
+        )
+    guess = _guess(problem)
+    if loss > FAR * guess and _size(problem.x_train) > LARGE:
+        warnings.warn(
+            f"{features}: before the first step the data loss of model "
+            f"{network.name!r} is {loss:.3g}, where guessing has {guess:.3g}. "
+            f"{_remedy(problem)}",
+            DataWarning,
+            stacklevel=3,
+        )
+    if problem.task == "regression" and _size(problem.y_train) > LARGE:
+        warnings.warn(
+            f"targets of {problem.name!r} range from {_range(problem.y_train)}: such "
+            "errors make large steps. Save them as (y - y.mean()) / y.std().",
+            DataWarning,
+            stacklevel=3,
+        )
+
+
+def _remedy(problem: Problem) -> str:
+    if problem.source.standardize or _size(problem.x_train) <= LARGE:
+        return (
+            "Look for what its layers do to such inputs, or start from other weights."
+        )
+    return "Scale the features: --standardize (load_problem(..., standardize=True))."
+
+
+def _outputs(network: keras.Model, x: np.ndarray) -> np.ndarray:
+    try:
+        # In training, where a BatchNormalization scales by the batch; what it notes
+        # for later stays in the scope.
+        with keras.StatelessScope():
+            outputs = network(keras.ops.convert_to_tensor(x), training=True)
+            return np.asarray(keras.ops.convert_to_numpy(outputs), dtype=np.float64)
+    except Exception as error:
+        # Whatever layers and backends may raise.
+        reason = one_line(error)
+        raise InputError(
+            f"model {network.name!r} cannot be called on examples of shape "
+            f"{x.shape[1:]}: {reason if len(reason) <= 300 else reason[:297] + '...'}"
+        ) from error
+
+
+def _loss(problem: Problem, outputs: np.ndarray, y: np.ndarray, last: str) -> float:
+    """The mean data loss; NaN or infinite where float32 has no number for it."""
+    if not np.isfinite(outputs).all():
+        return float("nan")
+    if problem.task == "regression":
+        with np.errstate(over="ignore"):
+            errors = np.square((outputs.reshape(y.shape) - y).astype(np.float32))
+        return float(np.mean(errors))
+    z = outputs.reshape(len(y), -1)
+    if last in ("sigmoid", "softmax"):
+        # As Keras clips them.
+        z = np.clip(z, 1e-7, 1 - 1e-7)
+        z = np.log(z) - (np.log1p(-z) if z.shape[1] == 1 else 0.0)
+    if z.shape[1] == 1:
+        z = np.concatenate([np.zeros_like(z), z], axis=1)
+    z = z - z.max(axis=1, keepdims=True)
+    return float(np.mean(np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(y)), y]))
+
+
+def _guess(problem: Problem) -> float:
+    """The data loss of who knows the shares of the classes, or the mean, alone."""
+    y = problem.y_train
+    if problem.task == "regression":
+        return float(np.mean(np.var(y.astype(np.float64), axis=0)))
+    shares = np.bincount(y) / len(y)
+    shares = shares[shares > 0]
+    return float(-(shares * np.log(shares)).sum())
+
+
+def _size(values: np.ndarray) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+
+
+def _range(values: Any) -> str:
+    return f"{values.min():g} to {values.max():g}"
