@@ -5,53 +5,53 @@ from __future__ import annotations
 import functools
 import math
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from keras_scaled_l2.experiments.errors import require
-from keras_scaled_l2.experiments.paired import (
+from keras_scaled_l2.experiments.results.analysis import Analysis
+from keras_scaled_l2.experiments.results.columns import penalty
+from keras_scaled_l2.experiments.results.paired import (
     LEVEL,
     REFERENCE,
-    Contest,
     Difference,
+    MultipleComparison,
     least_seeds,
 )
-
-if TYPE_CHECKING:
-    from keras_scaled_l2.experiments.records import ArmRecord, Comparison
+from keras_scaled_l2.experiments.results.records import ArmRecord, ComparisonRecord
+from keras_scaled_l2.experiments.results.words import interval, listed
 
 POWER = 0.8
 """Chance to see a difference that is there, where a number of seeds is suggested."""
 MOST_SEEDS = 1000
 
 
-def answer(comparison: Comparison, found: Contest, metric: str) -> list[str]:
+def answer(record: ComparisonRecord, analysis: Analysis) -> list[str]:
     """Which arm won, how sure that is, and at what strength.
 
     Args:
-        comparison: The comparison.
-        found: Its arms by one metric.
-        metric: What that metric is called, as "test data loss".
+        record: The comparison.
+        analysis: Its arms by one metric.
 
     Returns:
         Three or four sentences; the last one says how many seeds would decide what
         these leave open. One sentence for one seed; none if there is nothing to
         compare.
     """
+    found, metric = analysis.arms, analysis.metric.name
     if found.best is None:
         return []
+    least = least_seeds(len(found.differences))
     if found.seeds < 2:
-        value = f"{found.means[found.best]:.4g}"
         return [
-            f"{found.best} has the best {metric}, {value}, of one seed, which may be "
-            f"luck. {least_seeds(found.comparisons)} seeds can tell: "
-            f"{_command(comparison, least_seeds(found.comparisons))}"
+            f"{found.best} has the best {metric}, {found.means[found.best]:.4g}, of "
+            f"one seed, which may be luck. {least} seeds can tell: "
+            f"{_command(record, least)}"
         ]
     against = _against(found)
     sentences = [
         _winner(found, metric, against),
         _certainty(found, against),
-        _strength(comparison[found.best]),
-        _more_seeds(comparison, found, against),
+        _strength(record[found.best]),
+        _more_seeds(record, found, against),
     ]
     return [sentence for sentence in sentences if sentence]
 
@@ -97,56 +97,50 @@ def _power(effect: float, n: int, comparisons: int) -> float:
     return 1.0 if math.isnan(power) else power
 
 
-def _against(found: Contest) -> Difference:
-    """The difference that decides: to ``none``, else to the nearest arm."""
-    to_none = {d.arm: d for d in found.family("none")}
-    best = found.best
-    if best in to_none:
-        return to_none[best]
-    others = found.family("best")
-    return min(others, key=lambda d: abs(d.mean))
+def _against(found: MultipleComparison) -> Difference:
+    """The best arm minus the one that matters: ``none``, else the runner-up."""
+    others = {d.arm: d.reversed() for d in found.versus(found.best)}
+    return others.get(REFERENCE) or _nearest(list(others.values()))
 
 
-def _winner(found: Contest, metric: str, against: Difference) -> str:
-    best = found.best
-    assert best is not None
-    others = found.family("best")
-    clear = [d.arm for d in others if d.is_clear]
+def _nearest(differences: list[Difference]) -> Difference:
+    return min(differences, key=lambda d: abs(d.mean))
+
+
+def _open(found: MultipleComparison) -> list[Difference]:
+    """The best arm minus those that it is not significantly different from."""
+    others = found.versus(found.best)
+    return [d.reversed() for d in others if not d.is_significant]
+
+
+def _winner(found: MultipleComparison, metric: str, against: Difference) -> str:
+    best, open_ = str(found.best), [d.versus for d in _open(found)]
     value = f"{found.means[best]:.4g}"
-    if len(clear) == len(others):
-        return f"{best} won: its {metric} of {value} is the best of {_arms(found)}."
-    other = against.versus if against.arm == best else against.arm
-    if against.is_clear and best != REFERENCE:
-        rest = [d.arm for d in others if not d.is_clear]
+    if not open_:
+        arms = len(found.means)
+        return f"{best} won: its {metric} of {value} is the best of {arms} arms."
+    if against.is_significant and best != REFERENCE:
         return (
-            f"{best} has the best {metric}, {value}, and is better than {other}; it "
-            f"cannot be told from {_listed(rest)}, which did about as well."
+            f"{best} has the best {metric}, {value}, and is better than "
+            f"{against.versus}; it is not significantly different from "
+            f"{listed(open_)}."
         )
     if best == REFERENCE:
         return f"No arm won: no other has a better {metric} than {best}, {value}."
     return f"No arm won: {best} has the best {metric}, {value}, but it may be chance."
 
 
-def _certainty(found: Contest, against: Difference) -> str:
+def _certainty(found: MultipleComparison, against: Difference) -> str:
     """The difference in absolute and relative size, and how well it is known."""
-    best = found.best
-    assert best is not None
-    other = against.versus if against.arm == best else against.arm
-    mean, low, high = against.mean, against.low_corrected, against.high_corrected
-    if against.arm != best:
-        mean = -mean
-        low, high = (None if x is None else -x for x in (high, low))
-    base = found.means[other]
-    relative = f" ({100 * abs(mean / base):.2g} %)" if base else ""
-    interval = (
-        ""
-        if low is None or high is None
-        else f", and with 95 % certainty between {low:+.2g} and {high:+.2g}"
-    )
-    significance = "significant" if against.is_clear else "not significant"
+    base = found.means[against.versus]
+    relative = f" ({100 * abs(against.mean / base):.2g} %)" if base else ""
+    ends = interval(against.low_corrected, against.high_corrected, ".2g")
+    certain = f", with 95 % certainty within{ends}" if ends else ""
+    significance = "significant" if against.is_significant else "not significant"
     return (
-        f"Over {found.seeds} seeds the difference to {other} is {mean:+.2g}{relative}"
-        f"{interval}; it is {significance} (corrected p {against.p_corrected:.2g})."
+        f"Over {found.seeds} seeds its difference to {against.versus} is "
+        f"{against.mean:+.2g}{relative}{certain}; it is {significance} "
+        f"(corrected p {against.p_corrected:.2g})."
     )
 
 
@@ -158,44 +152,41 @@ def _strength(arm: ArmRecord) -> str:
         found = [c for run in arm.runs for c in run.coefficients.values()]
         c = math.exp(fmean(map(math.log, found))) if all(found) and found else 0.0
         parts.append(
-            f"{arm.rule['class_name']} as strong as kernel_regularizer="
-            f"keras.regularizers.L2({c:.2g})"
+            f"{penalty(arm)} (as strong as kernel_regularizer="
+            f"keras.regularizers.L2({c:.2g}))"
         )
-    decay = fmean(run.setting.weight_decay for run in arm.runs)
-    rate = fmean(run.setting.dropout for run in arm.runs)
+    decay = fmean(run.hyperparameters.weight_decay for run in arm.runs)
+    rate = fmean(run.hyperparameters.dropout for run in arm.runs)
     if decay:
         parts.append(f"an optimizer with weight_decay={decay:.2g}")
     if rate:
         parts.append(f"Dropout({rate:.2g})")
     if not parts:
         return f"{arm.name} is the network without penalty, decay and dropout."
-    return f"{arm.name} stands for {' and '.join(parts)} (mean over the seeds{tuned})."
+    return f"{arm.name} stands for {listed(parts)}, means over the seeds{tuned}."
 
 
-def _more_seeds(comparison: Comparison, found: Contest, against: Difference) -> str:
-    if against.is_clear:
+def _more_seeds(
+    record: ComparisonRecord, found: MultipleComparison, against: Difference
+) -> str:
+    """How many seeds decide what is open: against ``none``, then the runner-up."""
+    if not _open(found):
         return ""
-    n = seeds_to_decide(against, found.comparisons)
+    decides = _nearest(_open(found)) if against.is_significant else against
+    n = seeds_to_decide(decides, len(found.differences))
     if n is None:
         return (
-            f"If the arms differ at all, more than {MOST_SEEDS} seeds would be needed "
-            "to show it: for practical purposes they are equal."
+            f"If its difference to {decides.versus} is as small as it looks, it takes "
+            f"more than {MOST_SEEDS} seeds to show it."
         )
     n = max(n, found.seeds + 1)
-    command = _command(comparison, n)
-    return f"If the difference is as it looks, about {n} seeds decide it: {command}"
+    return (
+        f"If its difference to {decides.versus} is as it looks, about {n} seeds decide "
+        f"it: {_command(record, n)}"
+    )
 
 
-def _command(comparison: Comparison, seeds: int) -> str:
-    if comparison.command is None:
+def _command(record: ComparisonRecord, seeds: int) -> str:
+    if record.command is None:
         return f"compare(..., seeds={seeds})."
-    return f"{comparison.command} --seeds {seeds}"
-
-
-def _arms(found: Contest) -> str:
-    return f"{len(found.means)} arms"
-
-
-def _listed(names: list[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
+    return f"{record.command} --seeds {seeds}"

@@ -1,0 +1,1 @@
+"""What an experiment found: plain data, JSON in and out, text."""
