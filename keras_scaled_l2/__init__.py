@@ -19,6 +19,7 @@ if _typing.TYPE_CHECKING:
     from keras_scaled_l2.regularizers import SampleL2 as SampleL2
     from keras_scaled_l2.regularizers import ScaledL2 as ScaledL2
     from keras_scaled_l2.report import cost_report as cost_report
+    from keras_scaled_l2.suggesting import suggest as suggest
     from keras_scaled_l2.units import convert as convert
 
 # Loaded when they are asked for (PEP 562): the command checks its arguments, and
@@ -35,6 +36,7 @@ _MODULE_OF = {
     "SampleL2": "regularizers",
     "ScaledL2": "regularizers",
     "cost_report": "report",
+    "suggest": "suggesting",
     "convert": "units",
 }
 

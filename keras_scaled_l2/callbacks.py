@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -19,6 +20,7 @@ from keras_scaled_l2.costs import (
     split_cost,
 )
 from keras_scaled_l2.counts import elements
+from keras_scaled_l2.efolds import inert_sentence
 from keras_scaled_l2.findings import text_of_dropped, text_of_forgotten
 from keras_scaled_l2.fitting import (
     accumulated_steps,
@@ -51,8 +53,10 @@ class ApplyL2(keras.callbacks.Callback):
 
     Prints one line of what was done: tensors, weights, smallest and largest
     effective coefficient, and the penalty's share of the starting cost, as soon as
-    the first batch tells the cost. The rule stays on the model after training, so
-    that a saved model continues without the callback; ``detach`` takes it off.
+    the first batch tells the cost. Another line says so if the penalty is inert over
+    the epochs that ``fit`` is about to train, with the coefficient that is not. The
+    rule stays on the model after training, so that a saved model continues without
+    the callback; ``detach`` takes it off.
 
     Args:
         rule: Rule to put on the weights that ``where`` chooses, as ``attach`` does.
@@ -113,6 +117,9 @@ class ApplyL2(keras.callbacks.Callback):
             bind(model, samples=samples, batch_size=size)
         more = 0 if self.samples is not None else counted.more
         self._line = StartingLine(model, samples, more)
+        guidance = _inert(model, self.params)
+        if guidance is not None:
+            print(f"ApplyL2: {guidance}")
         self._first = model.steps_per_execution - 1
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
@@ -351,6 +358,24 @@ def _hparams(model: keras.Model) -> dict[str, float | str]:
         "penalized_weights": float(sum(elements(v.shape) for _, v, _ in weights)),
         "samples": max((m for m in samples if m), default=0.0),
     }
+
+
+def _inert(model: keras.Model, params: Mapping[str, Any]) -> str | None:
+    """That the penalties do nothing over the fit that begins, if that is known."""
+    optimizer, steps = plain_optimizer(model), params.get("steps")
+    if optimizer is None or not steps:
+        return None
+    weights = penalized(model)
+    found = [effective_coefficient(rule, v.shape) for _, v, rule in weights]
+    if None in found:
+        return None
+    return inert_sentence(
+        [float(c) for c in found],
+        optimizer,
+        params["epochs"] * steps // accumulated_steps(model),
+        weights=sum(elements(v.shape) for _, v, _ in weights),
+        start=updates(model),
+    )
 
 
 def _numbers_of(rule: Any) -> dict[str, float]:

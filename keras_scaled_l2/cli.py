@@ -1,4 +1,4 @@
-"""The command ``keras-scaled-l2``: ``compare``, ``report`` and ``convert``."""
+"""The command ``keras-scaled-l2``: ``compare``, ``tune``, ``report``, ``convert``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from keras_scaled_l2.cli_numbers import (
     load_keras,
     run_convert,
 )
+from keras_scaled_l2.cli_tune import add_tune
 
 PROGRAM = "keras-scaled-l2"
 WRONG_INPUT = 2
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_compare(commands)
+    add_tune(commands)
     add_report(commands)
     add_convert(commands)
     return parser

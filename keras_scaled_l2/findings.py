@@ -10,7 +10,12 @@ import keras
 import numpy as np
 
 from keras_scaled_l2.counts import walk
-from keras_scaled_l2.fitting import weight_decay_of, without_weight_decay
+from keras_scaled_l2.efolds import inert_sentence
+from keras_scaled_l2.fitting import (
+    plain_optimizer,
+    weight_decay_of,
+    without_weight_decay,
+)
 from keras_scaled_l2.gradients import penalty_line
 
 if TYPE_CHECKING:
@@ -22,7 +27,8 @@ class Finding:
     """One finding: a name from a closed set, and the sentence for a person.
 
     Names: ``nothing_penalized``, ``not_in_loss``, ``weighed``, ``dominant_value``,
-    ``dominant_gradient``, ``no_op``, ``double_decay``, ``behind_batch_norm``.
+    ``dominant_gradient``, ``no_op``, ``inert``, ``double_decay``,
+    ``behind_batch_norm``.
     """
 
     name: str
@@ -36,6 +42,7 @@ def find(
     gradient_ratio: float | None,
     optimizer: dict[str, Any],
     *,
+    updates: int | None = None,
     factors: Sequence[float] = (),
 ) -> Iterator[Finding]:
     """The findings that hold, the gravest first.
@@ -50,6 +57,7 @@ def find(
         return
     yield from _weighed(model, factors)
     yield from _no_op(weights, optimizer)
+    yield from _inert(model, weights, updates)
     yield from _dominant(cost, gradient_ratio)
     yield from _double_decay(model, weights, optimizer)
     yield from _behind_batch_norm(model, weights)
@@ -137,6 +145,21 @@ def _no_op(
         f"{_resolution(worst.dtype):.2g}. Raise the strength; ScaledL2 can also divide "
         "by less (power below 1).",
     )
+
+
+def _inert(
+    model: keras.Model, weights: Sequence[WeightReport], updates: int | None
+) -> Iterator[Finding]:
+    """A penalty that does nothing in the whole training that is about to run."""
+    optimizer = plain_optimizer(model)
+    coefficients = [w.coefficient for w in weights if w.coefficient is not None]
+    if updates is None or optimizer is None or len(coefficients) < len(weights):
+        return
+    text = inert_sentence(
+        coefficients, optimizer, updates, weights=sum(w.count for w in weights)
+    )
+    if text is not None:
+        yield Finding("inert", text)
 
 
 def percent(share: float) -> str:

@@ -102,6 +102,7 @@ def cost_report(
     sample_weight: Any = None,
     samples: int | None = None,
     batch_size: int | None = None,
+    epochs: int | None = None,
 ) -> CostReport:
     """What the penalty of a model is and does, before the first step.
 
@@ -119,6 +120,8 @@ def cost_report(
             on it. Not taken from ``x``, which may be a part.
         batch_size: Examples of a training step, likewise. Without it rules keep what
             they were bound with, and data pass through the model 256 at a time.
+        epochs: Epochs of the training that is about to run. With ``samples`` and
+            ``batch_size`` the report says if the penalty is inert over it.
 
     Returns:
         The report; print it.
@@ -192,7 +195,17 @@ def cost_report(
         cost=cost,
         gradient_ratio=ratio,
         optimizer=optimizer,
-        findings=tuple(find(model, weights, cost, ratio, optimizer, factors=factors)),
+        findings=tuple(
+            find(
+                model,
+                weights,
+                cost,
+                ratio,
+                optimizer,
+                factors=factors,
+                updates=_updates(model, samples, batch_size, epochs),
+            )
+        ),
         elsewhere=_elsewhere(
             weights,
             optimizer,
@@ -203,6 +216,16 @@ def cost_report(
         samples=samples,
         batch_size=batch_size,
     )
+
+
+def _updates(
+    model: keras.Model, samples: int | None, batch_size: int | None, epochs: int | None
+) -> int | None:
+    """Updates of the weights in a training of so many epochs, where that is known."""
+    if samples is None or batch_size is None or epochs is None:
+        return None
+    steps = positive_count("epochs", epochs) * math.ceil(samples / batch_size)
+    return steps // accumulated_steps(model)
 
 
 def _check_optimizer(model: keras.Model, rules: Sequence[tuple[Weight, Any]]) -> None:

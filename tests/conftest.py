@@ -40,8 +40,29 @@ settings.register_profile("keras_scaled_l2", derandomize=True, deadline=None)
 settings.load_profile("keras_scaled_l2")
 
 
+ONCE = {
+    "test_answer.py",
+    "test_calibration.py",
+    "test_cli_tune.py",
+    "test_page.py",
+    "test_paired.py",
+    "test_plots.py",
+    "test_records.py",
+    "test_search.py",
+    "test_tune_workers.py",
+    "test_tuning_result.py",
+}
+"""Files that say the same on every backend: they run on the first one, TensorFlow."""
+
+
+def pytest_ignore_collect(collection_path) -> bool | None:
+    elsewhere = WANTED != "tensorflow" and collection_path.name in ONCE
+    return True if elsewhere else None
+
+
 def pytest_report_header() -> str:
-    return f"Keras {keras.__version__} on {keras.config.backend()}"
+    left = "" if WANTED == "tensorflow" else f"; on TensorFlow only: {len(ONCE)} files"
+    return f"Keras {keras.__version__} on {keras.config.backend()}{left}"
 
 
 @pytest.fixture(autouse=True)

@@ -275,6 +275,16 @@ def test_one_network_is_compiled_once_for_all_arms_and_seeds(monkeypatch):
     assert len(engines) == len(traced) == 3
 
 
+def test_first_arm_has_its_penalty_and_its_masks(tmp_path):
+    arms = ["l2", "none", "sample+dropout"]
+    found = small(directory=tmp_path, strengths={"l2": 0.5}, arms=arms, seeds=1)
+    again = small(strengths={"l2": 0.5}, arms=arms[::-1], seeds=1)
+    for arm in arms:
+        one, other = found[arm].runs[0], again[arm].runs[0]
+        assert one.curves == other.curves
+        assert (min(one.curves["penalty"]) > 0) is (arm != "none")
+
+
 def test_arm_of_ones_own_stands_beside_the_named_ones():
     mine = Arm("mine", ScaledL2(2.0, per="model"), dropout=0.2)
     comparison = small(arms=["l2+dropout", mine], dropout=0.2, seeds=[4], epochs=1)

@@ -354,6 +354,19 @@ def test_watch_hears_of_every_epoch():
     ]
 
 
+def test_engine_that_trains_refuses_another_training():
+    problem = make_problem()
+    engine = make_engine(problem)
+
+    class Nested(Watch):
+        def begin(self, place):
+            engine.start(problem, start(problem))
+
+    with pytest.raises(RuntimeError, match="is training"):
+        train(engine, job(problem), watch=Nested())
+    assert train(engine, job(problem)).steps == 8
+
+
 def test_long_epochs_are_cut_into_calls_and_stay_the_same(monkeypatch):
     problem = make_problem()
     whole = train(shared_engine(), job(problem))

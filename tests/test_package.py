@@ -23,7 +23,7 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 PUBLIC = {
     *("ScaledL2", "SampleL2", "PriorL2", "HalfLifeL2"),
     *("attach", "detach", "bind", "penalized"),
-    *("ApplyL2", "CostMonitor", "cost_report", "convert"),
+    *("ApplyL2", "CostMonitor", "cost_report", "convert", "suggest"),
 }
 # What Keras does not export, and why it is needed.
 PRIVATE = {
@@ -34,7 +34,7 @@ PRIVATE = {
     },
 }
 # The commands stand above both halves.
-COMMANDS = {"cli", "cli_numbers", "__main__"}
+COMMANDS = {"cli", "cli_numbers", "cli_tune", "__main__"}
 
 
 def modules():

@@ -96,7 +96,14 @@ def without_seconds(value):
 
 
 def saved(folder):
-    return without_seconds(read_json(folder / "comparison.json"))
+    """The comparison but for the command that asked for it, which names the folder."""
+    data = without_seconds(read_json(folder / "comparison.json"))
+    asked = data.pop("command")
+    answer = data["statistics"]["answer"]
+    *_, last = answer
+    # The seeds that would decide, and how to ask for them.
+    answer[-1] = last.partition(asked or "compare(...")[0]
+    return data
 
 
 def content(folder):

@@ -170,7 +170,7 @@ class _Shared:
         self._plan = plan
         self._seed = seed
         self._initial: dict[int, list[np.ndarray]] = {}
-        self._start: Trained | None = None
+        self._starts: dict[Engine, Trained] = {}
 
     @functools.cached_property
     def data(self) -> Problem:
@@ -185,10 +185,11 @@ class _Shared:
         return self._initial[seed]
 
     def start(self, engine: Engine) -> Trained:
-        """What every engine finds before the first step: dropout and penalties off."""
-        if self._start is None:
-            self._start = engine.start(self.data, self.initial(self._seed))
-        return self._start
+        """What an engine finds before the first step: dropout and penalties off."""
+        if engine not in self._starts:
+            found = engine.start(self.data, self.initial(self._seed))
+            self._starts[engine] = found
+        return self._starts[engine]
 
 
 class Experiment:
@@ -449,6 +450,8 @@ class _Training(Watch):
         self._events: dict[int, runs.RunEvents] = {}
         is_trial = pairs[0][0].trial is not None
         self._asked: dict[str, Any] = {} if is_trial else _EVERYTHING
+        # Now: an engine trains one thing at a time.
+        self._start = None if is_trial else shared.start(engine)
 
     def records(self) -> Iterator[tuple[_Task, dict[str, Any]]]:
         """Trains, and gives each record once it is saved."""
@@ -469,7 +472,7 @@ class _Training(Watch):
         task, setting = self._pairs[place]
         self._progress.begin(task.arm.name, task.seed, task.trial)
         folder = None if task.trial is not None else self._experiment._events(task)
-        if folder is not None:
+        if folder is not None and self._start is not None:
             job = self._jobs[place]
             self._events[place] = runs.RunEvents(
                 folder,
@@ -485,10 +488,6 @@ class _Training(Watch):
         if place in self._events:
             self._events[place].epoch(place, curves, norms)
         self._progress.epoch({name: values[-1] for name, values in curves.items()})
-
-    @property
-    def _start(self) -> Trained:
-        return self._shared.start(self._engine)
 
     def _job(self, task: _Task, setting: Hyperparameters) -> Job:
         plan = self._experiment.plan
@@ -507,7 +506,7 @@ class _Training(Watch):
     def _record(
         self, place: int, setting: Hyperparameters, trained: Trained
     ) -> dict[str, Any]:
-        if not self._asked:
+        if self._start is None:
             return dataclasses.asdict(runs.trial(setting, trained))
         job, engine = self._jobs[place], self._engine
         record = runs.record(job, setting, self._start, trained, engine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -202,6 +203,7 @@ class Engine:
         self._data: weakref.WeakKeyDictionary[Problem, dict[str, Data]]
         self._data = weakref.WeakKeyDictionary()
         self._seconds_per_step: float | None = None
+        self._busy = False
 
     def train(
         self,
@@ -226,10 +228,27 @@ class Engine:
             ``(place of the job, what it left)``.
         """
         for group in self._groups(list(jobs)):
-            run = _Run(self, group, stop, watch)
-            run.train()
-            for k, index in enumerate(group):
-                yield index, run.result(k, evaluate, gradients)
+            with self._alone():
+                run = _Run(self, group, stop, watch)
+                run.train()
+                results = [
+                    run.result(k, evaluate, gradients) for k in range(len(group))
+                ]
+            yield from zip(group, results, strict=True)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Where the state lies in variables, another training would write over it."""
+        if self._busy:
+            raise RuntimeError(
+                "This engine is training: expected a call before or after, not from a "
+                "watch or a stop."
+            )
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
 
     def start(self, problem: Problem, initial: Sequence[np.ndarray]) -> Trained:
         """Evaluation of the training set and gradients before any step."""

@@ -1,0 +1,197 @@
+"""A tuning in words: findings, table, Markdown, and the line to paste."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from keras_scaled_l2.experiments.results.curve import WITHIN, Curve
+
+if TYPE_CHECKING:
+    from keras_scaled_l2.experiments.results.tuning import TuningPoint, TuningResult
+
+_CODE = {
+    "l2": "kernel_regularizer=keras.regularizers.L2({:g})",
+    "scaled": "kernel_regularizer=ScaledL2({:g})",
+    "sample": "ApplyL2(SampleL2({:g}))",
+    "prior": "ApplyL2(PriorL2({:g}))",
+    "half-life": "ApplyL2(HalfLifeL2({:g}))",
+    "decay": "weight_decay={:g}",
+    "dropout": "keras.layers.Dropout({:g})",
+}
+"""Rule -> the line that puts a strength to use; see ``ARMS`` of the tuning."""
+
+_EQUIVALENTS = {
+    "keras": "keras.regularizers.L2",
+    "textbook": "lambda of lambda / (2 m)",
+    "torch": "torch.optim.SGD weight_decay",
+    "sklearn_mlp": "scikit-learn MLP alpha",
+    "logistic_c": "LogisticRegression C",
+    "ridge": "Ridge alpha",
+    "prior_std": "Gaussian prior std",
+    "decoupled": "AdamW weight_decay",
+    "half_life": "half-life in epochs",
+}
+
+
+def code(rule: str, strength: float) -> str:
+    """The line of code that puts a strength to use."""
+    if strength == 0:
+        return "no penalty"
+    penalty = rule.partition("+")[0]
+    template = _CODE.get(penalty)
+    return (
+        f"{rule} of strength {strength:g}"
+        if not template
+        else template.format(strength)
+    )
+
+
+def findings(
+    points: Sequence[TuningPoint],
+    found: Curve,
+    *,
+    rule: str,
+    inert_below: float | None = None,
+) -> list[str]:
+    """What the curve says, in words, the answer first."""
+    lines = [_plateau(points, found, rule)]
+    if found.edge:
+        lines.append(
+            f"The optimum lies at the edge: {_say(points[found.best].strength)} is the "
+            "end of the range that was tried. Try values beyond it."
+        )
+    lines += _none(points, found)
+    if inert_below:
+        lines.append(
+            f"Below {inert_below:.2g} nothing happens: the penalty would shrink no "
+            "weight by more than 2 % over the whole training."
+        )
+    lost = [p.strength for p in points if math.isnan(p.mean)]
+    if lost:
+        lines.append(f"Diverged: {', '.join(map(_say, lost))}.")
+    return lines
+
+
+def _plateau(points: Sequence[TuningPoint], found: Curve, rule: str) -> str:
+    low, high = found.plateau
+    best = points[found.best]
+    name = f"The best strength of {rule} is {_say(best.strength)}"
+    if low == high:
+        return f"{name}; no other value that was tried is as good."
+    limit = WITHIN * abs(best.mean)
+    inside = [p for p in points if low <= p.strength <= high]
+    surely = all(abs(p.mean - best.mean) <= limit for p in inside)
+    how = (
+        f"all are within {WITHIN:.0%} of the best"
+        if surely
+        else f"{len(best.jobs)} trainings cannot tell them from the best"
+    )
+    return f"{name}. Any value from {_say(low)} to {_say(high)} will do: {how}."
+
+
+def _none(points: Sequence[TuningPoint], found: Curve) -> list[str]:
+    if points[found.best].strength == 0:
+        return ["No penalty is as good: nothing that was tried is better."]
+    if found.none_is_as_good:
+        return [
+            "No penalty is as good: what the best strength gains is not told from "
+            f"chance with {len(points[found.best].jobs)} trainings."
+        ]
+    if found.none_is_within:
+        return [f"No penalty is worse, but within {WITHIN:.0%} of the best."]
+    return []
+
+
+def as_text(result: TuningResult) -> str:
+    """The curve for a terminal."""
+    rows = [_HEADER, *_rows(result)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = [
+        "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    blocks = [_wrapped(_setting(result)), "\n".join(table)]
+    blocks.append("\n".join(_wrapped(line, "- ") for line in result.findings))
+    blocks.append("\n".join(_use(result)))
+    return "\n\n".join(blocks)
+
+
+def as_markdown(result: TuningResult) -> str:
+    """The same as Markdown."""
+    ruler = ["---:"] * len(_HEADER)
+    lines = [f"| {' | '.join(row)} |" for row in (_HEADER, ruler, *_rows(result))]
+    found = "\n".join(f"- {line}" for line in result.findings)
+    use = "\n".join(f"- {line}" for line in _use(result))
+    title = f"# Tuning of {result.rule} on {result.problem}"
+    table = "\n".join(lines)
+    return f"{title}\n\n{_setting(result)}\n\n{found}\n\n{table}\n\n{use}\n"
+
+
+_HEADER = ("strength", "c", "e-folds", "mean", "95 % interval", "jobs", "steps", "")
+
+
+def _rows(result: TuningResult) -> Iterable[tuple[str, ...]]:
+    for p in result.points:
+        low, high = p.coefficient
+        span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        interval = "-" if p.low is None else f"{p.low:.4f} to {p.high:.4f}"
+        yield (
+            _say(p.strength),
+            span,
+            f"{p.e_folds:.3g}",
+            f"{p.mean:.4f}",
+            interval,
+            str(len(p.jobs)),
+            f"{sum(job.steps for job in p.jobs):,}",
+            _mark(result, p),
+        )
+
+
+def _mark(result: TuningResult, point: TuningPoint) -> str:
+    marks = []
+    if point.strength == result.best["strength"]:
+        marks.append("best")
+    if point.strength == result.one_standard_error["strength"]:
+        marks.append("one standard error")
+    if point.inert and point.strength:
+        marks.append("inert")
+    return ", ".join(marks)
+
+
+def _setting(result: TuningResult) -> str:
+    folds = {(job.seed, job.fold) for p in result.points for job in p.jobs}
+    seeds = len({seed for seed, _ in folds})
+    how = f"hold-out, {seeds} seeds"
+    if result.method == "kfold":
+        k = len({fold for _, fold in folds})
+        how = f"{k}-fold cross-validation, {seeds} seeds"
+    return (
+        f"Tuning of {result.rule} on {result.problem}, {result.architecture} "
+        f"({result.weights:,} weights), {result.optimizer['class_name']}: validation "
+        f"{result.criterion.replace('_', ' ')}, {how}, at most {result.epochs} epochs, "
+        f"{result.steps:,} steps in all. Intervals are of the paired difference to the "
+        "best."
+    )
+
+
+def _use(result: TuningResult) -> Iterable[str]:
+    yield f"To use it: {result.code()}"
+    life = result.best["half_life_epochs"]
+    if life is not None:
+        yield f"Half-life of a weight without data gradient: {life:.3g} epochs"
+    for name, value in result.equivalents().items():
+        if name not in ("keras", "half_life"):
+            yield f"{_EQUIVALENTS[name]}: {value:.3g}"
+
+
+def _say(strength: float) -> str:
+    return "none" if strength == 0 else f"{strength:.3g}"
+
+
+def _wrapped(line: str, bullet: str = "") -> str:
+    return textwrap.fill(
+        line, 80, initial_indent=bullet, subsequent_indent=" " * len(bullet)
+    )

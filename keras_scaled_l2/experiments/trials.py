@@ -1,0 +1,293 @@
+"""The trainings of a tuning as trials of an Optuna study: what is finished stays so.
+
+A round is written down before any of its trials is enqueued, so that a search that was
+cut short goes on with the same round. Any number of workers may share a study: each
+trial is taken by one of them, a trial whose worker died is run again, and of two trials
+of the same training the first counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import random
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from keras_scaled_l2.experiments.errors import InputError, one_line, require
+from keras_scaled_l2.experiments.results.files import finite
+from keras_scaled_l2.experiments.storage import differences
+
+Key = tuple[float, int, int]
+"""Strength, seed and fold."""
+
+HEARTBEAT = 10
+"""Seconds between the signs of life of a worker."""
+GRACE = 60
+"""Seconds without one after which a worker is taken to be dead."""
+ATTEMPTS = 3
+"""How often a shared storage is tried before it is called unreachable."""
+
+_CONFIGURATION = "configuration"
+_PLANNED = "planned"
+_RECORD = "record"
+
+
+class Trials:
+    """A study that holds one trial for each training.
+
+    Args:
+        storage: URL of a database, as ``sqlite:///study.db`` or ``postgresql://...``.
+        name: Name of the study.
+        configuration: Everything that the numbers follow from, as plain data.
+        shared: Whether other processes may work on it; then trials have heartbeats.
+
+    Raises:
+        InputError: If the storage cannot be reached, or holds a study of this name of
+            another configuration.
+    """
+
+    def __init__(
+        self,
+        storage: str,
+        name: str,
+        configuration: Mapping[str, Any],
+        *,
+        shared: bool = False,
+    ) -> None:
+        self._optuna = require("optuna", "a tuning")
+        self._shared = shared
+        plain = json.loads(json.dumps(finite(configuration)))
+        for attempt in range(ATTEMPTS if shared else 1):
+            try:
+                with self._quiet():
+                    self._open(storage, name)
+                break
+            except Exception as error:
+                # Whatever a database or its driver may raise; of workers that start
+                # together all but one may find its tables half made.
+                if shared and attempt + 1 < ATTEMPTS:
+                    time.sleep(random.uniform(0.2, 1.0))
+                    continue
+                raise InputError(
+                    f"storage {_without_password(storage)!r} cannot be used "
+                    f"({_first_line(error)}): expected the URL of a database that "
+                    "answers, as sqlite:///study.db or postgresql://user@host/name."
+                ) from error
+        self._study_id = self._storage.get_study_id_from_name(name)
+        self._check(name, plain)
+        self._beats = _Heartbeats(self._storage) if shared else None
+
+    def _open(self, storage: str, name: str) -> None:
+        self._storage = self._optuna.storages.RDBStorage(
+            storage,
+            heartbeat_interval=HEARTBEAT if self._shared else None,
+            grace_period=GRACE if self._shared else None,
+        )
+        self._study = self._optuna.create_study(
+            storage=self._storage,
+            study_name=name,
+            load_if_exists=True,
+            # Every point is enqueued: nothing is ever sampled.
+            sampler=self._optuna.samplers.RandomSampler(seed=0),
+        )
+
+    def rounds(self) -> list[list[Key]]:
+        """The rounds that were written down."""
+        attributes = self._study.user_attrs
+        found: list[list[Key]] = []
+        while f"round_{len(found)}" in attributes:
+            found.append([_key(k) for k in attributes[f"round_{len(found)}"]])
+        return found
+
+    def add_round(self, keys: Sequence[Key]) -> None:
+        """Write down the next round; two workers write the same."""
+        number = len(self.rounds())
+        self._study.set_user_attr(f"round_{number}", [list(k) for k in keys])
+
+    def finished(self) -> dict[Key, dict[str, Any]]:
+        """What is finished, each training once: the first of its trials."""
+        states = self._optuna.trial.TrialState
+        found: dict[Key, dict[str, Any]] = {}
+        for trial in self._trials(states.COMPLETE):
+            key = _key(trial.user_attrs[_PLANNED])
+            found.setdefault(key, json.loads(trial.user_attrs[_RECORD]))
+        return found
+
+    def enqueue(self, keys: Sequence[Key]) -> None:
+        """Enqueue the trainings that no trial waits for, runs or has finished."""
+        with self._quiet():
+            if self._shared:
+                self._optuna.storages.fail_stale_trials(self._study)
+        states = self._optuna.trial.TrialState
+        alive = {
+            _key(trial.user_attrs[_PLANNED])
+            for trial in self._trials(states.WAITING, states.RUNNING, states.COMPLETE)
+        }
+        for key in keys:
+            if key not in alive:
+                self._study.enqueue_trial(
+                    dict(zip(("strength", "seed", "fold"), key, strict=True)),
+                    user_attrs={_PLANNED: list(key)},
+                )
+
+    def requeue_running(self) -> None:
+        """Give up the trials that run: their process, the only one, has died."""
+        states = self._optuna.trial.TrialState
+        for trial in self._trials(states.RUNNING):
+            self._study.tell(trial.number, state=states.FAIL)
+
+    def claim(self, most: int) -> list[tuple[int, Key]]:
+        """Take up to so many waiting trials: ``(number, training)``."""
+        taken: list[tuple[int, Key]] = []
+        states = self._optuna.trial.TrialState
+        distributions = self._distributions()
+        while len(taken) < most and list(self._trials(states.WAITING)):
+            with self._quiet():
+                trial = self._study.ask(fixed_distributions=distributions)
+            if _PLANNED not in trial.user_attrs:
+                # Another worker took the last one first: Optuna made one up.
+                self._study.tell(trial.number, state=states.FAIL)
+                continue
+            key = _key(trial.user_attrs[_PLANNED])
+            if self._is_double(trial.number, key):
+                self._study.tell(trial.number, state=states.FAIL)
+                continue
+            if self._beats is not None:
+                self._beats.begin(trial.number, self._id(trial.number))
+            taken.append((trial.number, key))
+        return taken
+
+    def finish(self, number: int, record: Mapping[str, Any], value: float) -> None:
+        """Write down what a training came to; once for each trial."""
+        states = self._optuna.trial.TrialState
+        trial_id = self._id(number)
+        with contextlib.suppress(self._optuna.exceptions.UpdateFinishedTrialError):
+            # It is finished already where this worker was taken to be dead.
+            self._storage.set_trial_user_attr(
+                trial_id, _RECORD, json.dumps(finite(record))
+            )
+            self._storage.set_trial_state_values(trial_id, states.COMPLETE, [value])
+        if self._beats is not None:
+            self._beats.end(number)
+
+    def close(self) -> None:
+        """Close the connections, and give up what was taken and not finished."""
+        if self._beats is not None:
+            self._beats.stop()
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+    def _id(self, number: int) -> int:
+        """The storage's name of a trial."""
+        found: int = self._storage.get_trial_id_from_study_id_trial_number(
+            self._study_id, number
+        )
+        return found
+
+    def _trials(self, *states: Any) -> Iterator[Any]:
+        for trial in self._study.get_trials(deepcopy=False, states=states):
+            if _PLANNED in trial.user_attrs:
+                yield trial
+
+    def _is_double(self, number: int, key: Key) -> bool:
+        """Whether an earlier trial of the same training lives."""
+        states = self._optuna.trial.TrialState
+        living = self._trials(states.WAITING, states.RUNNING, states.COMPLETE)
+        return any(
+            trial.number < number and _key(trial.user_attrs[_PLANNED]) == key
+            for trial in living
+        )
+
+    def _distributions(self) -> dict[str, Any]:
+        made = self._optuna.distributions
+        return {
+            "strength": made.FloatDistribution(0.0, 1e300),
+            "seed": made.IntDistribution(0, 2**31 - 1),
+            "fold": made.IntDistribution(0, 2**31 - 1),
+        }
+
+    def _check(self, name: str, configuration: Mapping[str, Any]) -> None:
+        before = self._study.user_attrs.get(_CONFIGURATION)
+        if before is None:
+            self._study.set_user_attr(_CONFIGURATION, dict(configuration))
+            return
+        found = list(differences(before, configuration))
+        if found:
+            self._storage.engine.dispose()
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise InputError(
+                f"study {name!r} is of another configuration: "
+                f"{'; '.join(found[:3])}{more}. Give another directory or storage."
+            )
+
+    @contextlib.contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Without Optuna's lines for each trial, and its notes on what is new."""
+        logger = logging.getLogger("optuna")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logger.setLevel(level)
+
+
+class _Heartbeats:
+    """Signs of life for the trials that this process runs, from a thread.
+
+    Optuna sends them from ``Study.optimize`` alone.
+    """
+
+    def __init__(self, storage: Any) -> None:
+        self._storage = storage
+        self._running: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def begin(self, number: int, trial_id: int) -> None:
+        self._storage.record_heartbeat(trial_id)
+        with self._lock:
+            self._running[number] = trial_id
+
+    def end(self, number: int) -> None:
+        with self._lock:
+            self._running.pop(number, None)
+
+    def stop(self) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._end.wait(HEARTBEAT):
+            with self._lock:
+                running = list(self._running.values())
+            for trial_id in running:
+                # A database that is away for a moment: the grace period is longer.
+                with contextlib.suppress(Exception):
+                    self._storage.record_heartbeat(trial_id)
+        self._storage.remove_session()
+
+
+def _key(values: Sequence[Any]) -> Key:
+    strength, seed, fold = values
+    return float(strength), int(seed), int(fold)
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return one_line(cause)[:200]
+
+
+def _without_password(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    scheme, colon, user = head.partition("://")
+    return f"{scheme}{colon}{user.partition(':')[0]}{at}{tail}" if at else url

@@ -1,0 +1,392 @@
+"""Trains what a tuning asks for, round by round, and makes its result."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from keras_scaled_l2.counts import elements
+from keras_scaled_l2.experiments.coefficients import paths, penalizable
+from keras_scaled_l2.experiments.engine import Engine, Job, Trained
+from keras_scaled_l2.experiments.errors import InputError, require
+from keras_scaled_l2.experiments.interrupts import kept_interrupt
+from keras_scaled_l2.experiments.results.curve import Block
+from keras_scaled_l2.experiments.results.files import finite
+from keras_scaled_l2.experiments.results.tuning import (
+    Measured,
+    TuningJob,
+    TuningResult,
+    make_result,
+)
+from keras_scaled_l2.experiments.search import (
+    Finished,
+    Place,
+    grid_jobs,
+    is_hopeless,
+    next_jobs,
+)
+from keras_scaled_l2.experiments.trials import Key, Trials
+from keras_scaled_l2.experiments.tuning_pages import write_pages
+from keras_scaled_l2.experiments.tuning_plan import (
+    DROPOUT,
+    TuningPlan,
+)
+from keras_scaled_l2.experiments.twin import VariableDropout, derive, matching_weights
+from keras_scaled_l2.experiments.workers import Workers
+
+Say = Callable[[str], None]
+PAUSE = 1.0
+"""Seconds between two looks at a study while other workers train."""
+AT_ONCE = 4
+"""Trainings that a worker takes at a time where others work too."""
+
+
+class Tuner:
+    """A plan that only needs to be trained.
+
+    Args:
+        plan: What to do.
+        say: Told what is being trained.
+        workers: Processes that train; ``None`` trains in this one.
+
+    Raises:
+        InputError: If the storage cannot be used.
+    """
+
+    def __init__(
+        self, plan: TuningPlan, say: Say, workers: Workers | None = None
+    ) -> None:
+        self.plan = plan
+        self._say = say
+        self._workers = workers
+        self._shared = plan.storage is not None
+        self._engine: Engine | None = None
+        self._trials: Trials
+
+    def run(self) -> TuningResult:
+        """Train what is not finished yet, and write what was found."""
+        plan = self.plan
+        with self._locked(), kept_interrupt() as check:
+            self._trials = self._open()
+            try:
+                if not self._shared:
+                    self._trials.requeue_running()
+                self._train_rounds(check)
+                result = self.result(self._trials.finished())
+            finally:
+                self._trials.close()
+            if plan.directory is not None:
+                write_pages(result, plan.directory)
+        return result
+
+    def result(self, finished: Mapping[Key, Mapping[str, Any]]) -> TuningResult:
+        """What the trainings that are finished come to."""
+        plan, axis = self.plan, self.plan.axis
+        by_strength: dict[float, list[TuningJob]] = {}
+        stopped = set()
+        for (strength, seed, fold), record in sorted(finished.items()):
+            job = {n: record[n] for n in ("accuracy", "best_epoch", "steps")}
+            loss = record["data_loss"]
+            by_strength.setdefault(strength, []).append(
+                TuningJob(seed, fold, math.nan if loss is None else loss, **job)
+            )
+            if record["stopped"]:
+                stopped.add(strength)
+        base = plan.base
+        return make_result(
+            [
+                Measured(
+                    strength,
+                    axis.setting(strength).span,
+                    axis.e_folds(strength),
+                    axis.is_inert(strength),
+                    tuple(jobs),
+                )
+                for strength, jobs in by_strength.items()
+            ],
+            exact=axis.exact,
+            inert_below=axis.inert_below,
+            notes=self._notes(stopped),
+            problem=base.problem.name,
+            architecture=base.architecture.name,
+            weights=sum(elements(v.shape) for v in base.network.trainable_weights),
+            rule=plan.rule,
+            method=plan.method,
+            criterion=plan.criterion,
+            optimizer=base.optimizer.to_dict(),
+            samples=plan.data(plan.blocks[0]).samples,
+            epochs=base.epochs,
+            batch_size=base.batch_size,
+        )
+
+    def _notes(self, stopped: set[float]) -> list[str]:
+        plan, notes = self.plan, []
+        inert = [s for s in plan.grid or () if s and plan.axis.is_inert(s)]
+        if inert:
+            notes.append(
+                "Inert over this training, so the same as none, and not trained apart: "
+                f"{', '.join(f'{s:g}' for s in inert)}."
+            )
+        if stopped:
+            notes.append(
+                "Stopped early, since another strength was better by far: some "
+                f"trainings of {', '.join(f'{s:g}' for s in sorted(stopped))}; their "
+                "losses are upper bounds."
+            )
+        if plan.rule.endswith(f"+{DROPOUT}"):
+            notes.append(f"Dropout rate {plan.axis.rate:g} at every strength.")
+        if not plan.axis.exact:
+            notes.append(
+                "E-folds are a stand-in under this optimizer, which divides the "
+                "penalty's pull by the size of the gradient: no half-life."
+            )
+        return notes
+
+    def _open(self) -> Trials:
+        plan = self.plan
+        url = plan.storage
+        if url is None:
+            where = (
+                ":memory:" if plan.directory is None else plan.directory / "study.db"
+            )
+            url = f"sqlite:///{where}"
+        name = f"{plan.base.problem.name} {plan.rule} {plan.method}"
+        return Trials(url, name, plan.configuration(), shared=self._shared)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self.plan.directory is None or self._shared:
+            yield
+            return
+        filelock = require("filelock", "a tuning with a directory")
+        lock = filelock.FileLock(self.plan.directory / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise InputError(
+                f"directory {os.fspath(self.plan.directory)!r} is in use by another "
+                "tuning that is running: wait for it, or give another directory."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _train_rounds(self, check: Callable[[], None]) -> None:
+        trials = self._trials
+        while True:
+            check()
+            finished, rounds = trials.finished(), trials.rounds()
+            now = rounds[-1] if rounds else []
+            lacking = [k for k in now if k not in finished]
+            if not lacking:
+                now = lacking = self._next_round(finished)
+                if not lacking:
+                    return
+                strengths = sorted({strength for strength, *_ in lacking})
+                self._say(
+                    f"round {len(rounds) + 1}: {len(lacking)} trainings, strengths "
+                    f"{', '.join(f'{s:g}' for s in strengths)}"
+                )
+                trials.add_round(lacking)
+            trials.enqueue(lacking)
+            most = AT_ONCE * self.plan.workers if self._shared else len(lacking)
+            claimed = trials.claim(most)
+            if claimed:
+                earlier = {k for keys in rounds for k in keys} - set(now)
+                known = {k: r for k, r in finished.items() if k in earlier}
+                self._train(claimed, known, check)
+            else:
+                # Others train; one of them may have died.
+                time.sleep(PAUSE)
+
+    def _next_round(self, finished: Mapping[Key, Mapping[str, Any]]) -> list[Key]:
+        """The next trainings, from what is finished alone."""
+        plan = self.plan
+        if plan.grid is not None:
+            places: dict[Place, float] = {}
+            for i, strength in enumerate(plan.grid):
+                inert = plan.axis.is_inert(strength)
+                places[None if inert else i] = 0.0 if inert else strength
+            jobs = grid_jobs(
+                list(places), plan.blocks, self._measured(finished, places)
+            )
+            return [(places[place], *block) for place, block in jobs]
+        _, lowest, highest = plan.axis.bounds
+        lattice: list[Place] = [None, *range(lowest, highest + 1)]
+        places = {place: plan.axis.strength(place) for place in lattice}
+        jobs = next_jobs(self._measured(finished, places), plan.space)
+        return [(places[place], *block) for place, block in jobs]
+
+    def _measured(
+        self, finished: Mapping[Key, Mapping[str, Any]], places: Mapping[Place, float]
+    ) -> dict[Place, dict[Block, float]]:
+        place_of = {strength: place for place, strength in places.items()}
+        found: dict[Place, dict[Block, float]] = {}
+        for (strength, seed, fold), record in finished.items():
+            values = found.setdefault(place_of[strength], {})
+            values[seed, fold] = self._value(record)
+        return found
+
+    def _value(self, record: Mapping[str, Any]) -> float:
+        """The criterion, lower is better."""
+        loss, accuracy = record["data_loss"], record["accuracy"]
+        if loss is None:
+            return math.inf
+        if self.plan.criterion == "accuracy":
+            return 1.0 - float(accuracy)
+        return float(loss)
+
+    def _train(
+        self,
+        claimed: Sequence[tuple[int, Key]],
+        known: Mapping[Key, Mapping[str, Any]],
+        check: Callable[[], None],
+    ) -> None:
+        """Train, and write each result down as soon as it is there."""
+        # Neighbors in the engine share their data.
+        claimed = sorted(claimed, key=lambda item: (item[1][1:], item[1][0]))
+        keys = [key for _, key in claimed]
+        if self._workers is None:
+            results = self.trainings(keys, known, check)
+        else:
+            results = self._workers.trainings(keys, known, check)
+        for place, record in results:
+            number, (strength, seed, fold) = claimed[place]
+            # A database holds no infinity.
+            value = min(self._value(record), 1e300)
+            self._trials.finish(number, record, value)
+            loss = record["curve"][record["kept_epoch"] - 1]
+            self._say(
+                f"  strength {strength:g}, seed {seed}, fold {fold}: validation data "
+                f"loss {math.nan if loss is None else loss:.4f}"
+            )
+
+    def trainings(
+        self,
+        keys: Sequence[Key],
+        known: Mapping[Key, Mapping[str, Any]],
+        check: Callable[[], None],
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Train as one batch in this process.
+
+        Args:
+            keys: What to train.
+            known: Records of earlier rounds, by which hopeless ones are told.
+            check: Called after each epoch.
+
+        Yields:
+            ``(place of the key, its record)``.
+        """
+        stopped: set[int] = set()
+
+        def stop(place: int, curves: Mapping[str, Sequence[float]]) -> bool:
+            check()
+            if self._is_hopeless(keys[place], curves["val_data_loss"], known):
+                stopped.add(place)
+            return place in stopped
+
+        jobs = [self._job(key) for key in keys]
+        for place, trained in self._made_engine().train(jobs, stop=stop):
+            yield place, finite(_record(trained, place in stopped))
+
+    def _is_hopeless(
+        self,
+        key: Key,
+        losses: Sequence[float],
+        known: Mapping[Key, Mapping[str, Any]],
+    ) -> bool:
+        """Whether a training may stop; decided by earlier rounds alone.
+
+        Otherwise the order in which workers finish would decide. Only on the blocks of
+        the screening: what goes on to the others may be the best, and is measured.
+        """
+        axis, plan = self.plan.axis, self.plan
+        strength, *block = key
+        if plan.criterion != "data_loss" or axis.kind == DROPOUT or plan.grid:
+            return False
+        if tuple(block) not in plan.space.first:
+            return False
+        others = [
+            Finished(
+                axis.e_folds(s), [math.nan if v is None else v for v in r["curve"]]
+            )
+            for (s, *b), r in known.items()
+            if b == block and s != strength and not r["stopped"]
+        ]
+        return is_hopeless(axis.e_folds(strength), losses, others)
+
+    def _job(self, key: Key) -> Job:
+        strength, seed, fold = key
+        setting = self.plan.axis.setting(strength)
+        return Job(
+            problem=self.plan.data((seed, fold)),
+            initial=self.plan.initial(seed),
+            coefficients=setting.coefficients,
+            seed=seed,
+            epochs=self.plan.base.epochs,
+            dropout=setting.dropout,
+            weight_decay=setting.weight_decay,
+            patience=self.plan.patience,
+        )
+
+    def _made_engine(self) -> Engine:
+        if self._engine is None:
+            axis = self.plan.axis
+            self._engine = make_engine(
+                self.plan,
+                drops=axis.kind == DROPOUT or axis.rate > 0,
+                decays=axis.kind == "decay",
+            )
+        return self._engine
+
+
+def make_engine(plan: TuningPlan, *, drops: bool, decays: bool) -> Engine:
+    """The engine of a plan's network, with or without dropout and decay."""
+    network = plan.base.architecture.build(plan.base.seeds[0])
+    variant = network
+    weight = {id(v): v for v in network.weights}
+    if drops:
+        variant = derive(network, 0.5, seed=0, dropout=VariableDropout)
+        weight = {id(v): t for v, t in matching_weights(network, variant)}
+    path, chosen = paths(network), penalizable(plan.base.network)
+    return Engine(
+        variant,
+        weights=[weight[id(v)] for v in network.weights],
+        penalties={
+            path[id(v)]: weight[id(v)] for v in network.weights if path[id(v)] in chosen
+        },
+        problem=plan.base.problem,
+        optimizer=plan.base.optimizer.make(),
+        batch_size=plan.base.batch_size,
+        decays=decays,
+    )
+
+
+def _record(trained: Trained, stopped: bool) -> dict[str, Any]:
+    """What is written down of a training."""
+    curves, kept = trained.curves, trained.kept_epoch - 1
+    accuracies = curves.get("val_accuracy")
+    return {
+        "data_loss": float(curves["val_data_loss"][kept]),
+        "accuracy": None if accuracies is None else float(accuracies[kept]),
+        "best_epoch": trained.best_epoch,
+        "kept_epoch": trained.kept_epoch,
+        "steps": trained.steps,
+        "stopped": stopped,
+        "curve": [float(v) for v in curves["val_data_loss"]],
+    }
+
+
+def print_line(line: str) -> None:
+    """Says a line on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def say_nothing(line: str) -> None:
+    """Says nothing."""

@@ -1,0 +1,191 @@
+"""What a tuning will do, checked in every part before any training starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_scaled_l2.experiments import architectures
+from keras_scaled_l2.experiments.arms import check_rate
+from keras_scaled_l2.experiments.axis import Axis, make_axis
+from keras_scaled_l2.experiments.errors import InputError, unknown
+from keras_scaled_l2.experiments.folds import folds
+from keras_scaled_l2.experiments.plan import Model, Plan, check_count, make_plan
+from keras_scaled_l2.experiments.plan import _writable as writable
+from keras_scaled_l2.experiments.problems import Problem
+from keras_scaled_l2.experiments.results.curve import Block
+from keras_scaled_l2.experiments.results.tuning import CRITERIA
+from keras_scaled_l2.experiments.search import Space
+from keras_scaled_l2.experiments.twin import derive
+
+METHODS = ("holdout", "kfold")
+DEFAULT_PATIENCE = 4
+"""Of hold-out; cross-validation trains all epochs unless it is given one."""
+DROPOUT = "dropout"
+
+
+@dataclasses.dataclass(frozen=True)
+class TuningPlan:
+    """Everything that a tuning needs to know; see ``tune`` for the fields."""
+
+    base: Plan
+    rule: str
+    axis: Axis
+    grid: tuple[float, ...] | None
+    method: str
+    folds: int
+    criterion: str
+    patience: int | None
+    storage: str | None
+    workers: int
+    directory: pathlib.Path | None
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Seeds and folds, in the order in which they are used."""
+        parts = self.folds if self.method == "kfold" else 1
+        return tuple((s, f) for s in self.base.seeds for f in range(parts))
+
+    @property
+    def space(self) -> Space:
+        """Where the search may go."""
+        middle, lowest, highest = self.axis.bounds
+        screening = max(2, math.ceil(len(self.blocks) / 5))
+        return Space(
+            self.blocks, middle, 2, lowest, highest, min(screening, len(self.blocks))
+        )
+
+    @functools.cached_property
+    def _problems(self) -> dict[Block, Problem]:
+        return {}
+
+    def data(self, block: Block) -> Problem:
+        """The problem as a block splits it: made once, since the engine keeps it."""
+        made = self._problems
+        if block not in made:
+            seed, _ = block
+            if self.method == "kfold":
+                dealt = folds(self.base.problem.source, self.folds, seed)
+                made.update({(seed, i): p for i, p in enumerate(dealt)})
+            else:
+                made[block] = self.base.data(seed)
+        return made[block]
+
+    def initial(self, seed: int) -> list[np.ndarray]:
+        """Initial weights of a seed, the same in all its folds."""
+        network = self.base.architecture.build(seed)
+        return architectures.initial_weights(network)
+
+    def configuration(self) -> dict[str, Any]:
+        """What the numbers follow from, as plain data."""
+        found = self.base.configuration()
+        for name in ("arms", "trials"):
+            found.pop(name)
+        return {
+            **found,
+            "rule": self.rule,
+            "method": self.method,
+            "folds": self.folds if self.method == "kfold" else 1,
+            "seeds": list(self.base.seeds),
+            "criterion": self.criterion,
+            "patience": self.patience,
+            "grid": None if self.grid is None else list(self.grid),
+            "dropout": self.axis.rate,
+        }
+
+
+def make_tuning_plan(
+    model: Model,
+    problem: str | os.PathLike[str] | Problem,
+    rule: str | keras.Regularizer,
+    *,
+    grid: Sequence[float] | None,
+    method: str,
+    folds: int,
+    criterion: str,
+    patience: int | None,
+    storage: str | None,
+    workers: int,
+    directory: str | os.PathLike[str] | None,
+    rate: float | None = None,
+    **options: Any,
+) -> TuningPlan:
+    """Check what ``tune`` was asked for; the arguments are those of ``tune``.
+
+    Raises:
+        InputError: If any of it cannot be done.
+    """
+    if method not in METHODS:
+        raise unknown("method", str(method), METHODS)
+    if criterion not in CRITERIA:
+        raise unknown("criterion", str(criterion), CRITERIA)
+    check_count("folds", folds)
+    check_count("workers", workers)
+    values = None if grid is None else _grid(grid, rule)
+    given = {name: value for name, value in options.items() if value is not None}
+    base = make_plan(model, problem, ["none"], patience=patience, **given)
+    optimizer = base.optimizer.make()
+    if base.optimizer.config.get("weight_decay"):
+        raise InputError(
+            "optimizer with a weight_decay of its own: expected one without, since "
+            "no strength could be compared with no penalty."
+        )
+    if criterion == "accuracy" and base.problem.task == "regression":
+        raise InputError("criterion 'accuracy' of a regression: expected 'data_loss'.")
+    if patience is None and method == "holdout":
+        patience = DEFAULT_PATIENCE
+    plan = TuningPlan(
+        base=base,
+        rule=(rule if isinstance(rule, str) else repr(rule))
+        + ("" if rate is None else f"+{DROPOUT}"),
+        axis=make_axis(
+            rule,
+            network=base.network,
+            optimizer=optimizer,
+            samples=base.problem.samples["train"],
+            batch_size=base.batch_size,
+            epochs=base.epochs,
+            rate=rate or 0.0,
+        ),
+        grid=values,
+        method=method,
+        folds=folds,
+        criterion=criterion,
+        patience=patience,
+        storage=storage,
+        workers=workers,
+        directory=None if directory is None else writable(directory),
+    )
+    if method == "kfold":
+        # Too many folds come to light here.
+        plan.data(plan.blocks[0])
+    if plan.axis.kind == DROPOUT or rate:
+        # Not every network can have dropout.
+        derive(base.network, 0.5)
+    return plan
+
+
+def _grid(grid: Sequence[float], rule: Any) -> tuple[float, ...]:
+    values = []
+    for value in grid:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"grid value {value!r}: expected a number, 0 or more.")
+        if not math.isfinite(value) or value < 0:
+            raise InputError(
+                f"grid value {value!r}: expected a finite number, 0 or more; 0 is no "
+                "penalty."
+            )
+        values.append(check_rate(value) if rule == DROPOUT else float(value))
+    if not values:
+        raise InputError("grid is empty: expected strengths, as 0.01,0.02,0.04.")
+    if len(set(values)) < len(values):
+        raise InputError(f"grid {values}: expected no strength twice.")
+    return tuple(values)

@@ -1,0 +1,169 @@
+"""Processes that train for a tuning; the parent alone writes what they find.
+
+Each is a fresh interpreter, ``python -m keras_scaled_l2.experiments.worker``, connected
+by a socket: backends do not survive a fork, and a script needs no main guard. A process
+that dies closes its socket, which the parent notices at once: what it was training is
+trained again by another.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import Any, Self
+
+from keras_scaled_l2.experiments.errors import InputError, one_line
+from keras_scaled_l2.experiments.trials import Key
+
+AT_ONCE = 4
+"""Trainings that a process is given at a time."""
+DEATHS = 3
+"""So many processes in a row that die before any result are no accident."""
+
+
+class _Process:
+    """One worker, what it is training, and what of it is left."""
+
+    def __init__(self, arguments: bytes) -> None:
+        ours, theirs = Pipe()
+        self.connection: Connection = ours
+        self.places: list[int] = []
+        with theirs:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    *("-m", "keras_scaled_l2.experiments.worker"),
+                    str(theirs.fileno()),
+                ],
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+        with contextlib.suppress(ConnectionError):  # seen when it is waited for
+            self.connection.send_bytes(arguments)
+
+    def stop(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class Workers:
+    """Worker processes, started when there is work for them.
+
+    Args:
+        arguments: Of ``make_tuning_plan``; each process makes its own plan of them.
+        count: How many processes.
+
+    Raises:
+        InputError: If the arguments cannot be sent to another process.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], count: int) -> None:
+        try:
+            self._arguments = pickle.dumps({**arguments, "directory": None})
+        except Exception as error:
+            # Whatever a user's own objects may raise.
+            raise InputError(
+                f"workers {count}: what was asked for cannot be sent to another "
+                f"process ({one_line(error)}). Give the model as a name, a file or "
+                "module:function, or train with one worker."
+            ) from error
+        self._count = count
+        self._processes: list[_Process] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Ends the processes."""
+        for process in self._processes:
+            process.stop()
+        self._processes = []
+
+    def trainings(
+        self,
+        keys: Sequence[Key],
+        known: Mapping[Key, Mapping[str, Any]],
+        check: Callable[[], None],
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Train in the processes; as ``Tuner.trainings``.
+
+        Raises:
+            RuntimeError: If one fails, or several die before any result.
+        """
+        size = max(1, min(AT_ONCE, -(-len(keys) // self._count)))
+        places = range(len(keys))
+        waiting = collections.deque(
+            list(places[i : i + size]) for i in range(0, len(keys), size)
+        )
+        deaths = 0
+        while waiting or any(p.places for p in self._processes):
+            check()
+            self._hand_out(waiting, keys, known)
+            by_connection = {p.connection: p for p in self._processes}
+            for ready in wait(list(by_connection), timeout=1.0):
+                process = by_connection[ready]  # type: ignore[index]
+                try:
+                    place, record = _answer(process)
+                except (EOFError, ConnectionError):
+                    deaths += 1
+                    self._bury(process, waiting, deaths)
+                    continue
+                deaths = 0
+                process.places.remove(place)
+                yield place, record
+
+    def _hand_out(
+        self,
+        waiting: collections.deque[list[int]],
+        keys: Sequence[Key],
+        known: Mapping[Key, Mapping[str, Any]],
+    ) -> None:
+        idle = [p for p in self._processes if not p.places]
+        while waiting and (idle or len(self._processes) < self._count):
+            if idle:
+                process = idle.pop()
+            else:
+                process = _Process(self._arguments)
+                self._processes.append(process)
+            process.places = waiting.popleft()
+            chosen = [keys[place] for place in process.places]
+            blocks = {_hashable(key)[1] for key in chosen}
+            needed = {k: r for k, r in known.items() if _hashable(k)[1] in blocks}
+            with contextlib.suppress(ConnectionError):
+                process.connection.send((process.places, chosen, needed))
+
+    def _bury(
+        self, process: _Process, waiting: collections.deque[list[int]], deaths: int
+    ) -> None:
+        """Put back what a process that died was training."""
+        code = process.process.wait()
+        self._processes.remove(process)
+        process.stop()
+        if process.places:
+            waiting.appendleft(process.places)
+        if deaths >= DEATHS:
+            raise RuntimeError(
+                f"{deaths} workers in a row ended before any result, the last with "
+                f"code {code}: expected at least one. Train with workers=1 to see why."
+            )
+
+
+def _hashable(key: Key) -> tuple[float, tuple[int, int]]:
+    strength, seed, fold = key
+    return strength, (seed, fold)
+
+
+def _answer(process: _Process) -> tuple[int, dict[str, Any]]:
+    kind, content = process.connection.recv()
+    if kind == "failed":
+        raise RuntimeError(f"a worker failed: {content}")
+    place, record = content
+    return place, record

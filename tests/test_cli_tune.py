@@ -1,0 +1,78 @@
+"""The command ``tune``: its words reach the tuning, its mistakes are one line."""
+
+import numpy as np
+import pytest
+
+from keras_scaled_l2 import cli
+from keras_scaled_l2.experiments import TuningResult, tune
+from keras_scaled_l2.experiments.engine import Engine
+from keras_scaled_l2.experiments.results.files import read_json
+
+# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+
+@pytest.fixture
+def data(tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    path = tmp_path / "data.npz"
+    np.savez(path, x_train=x, y_train=(x[:, 0] > 0).astype(int))
+    return str(path)
+
+
+def test_tune_prints_the_table_and_every_option_reaches_it(data, tmp_path, capsys):
+    words = (
+        "--rule sample --grid 0,2 --method kfold --folds 3 --seeds 2 --epochs 2 "
+        "--criterion accuracy --batch-size 16 --hidden 4 --optimizer adam "
+        "--learning-rate 0.01 --patience 1 --quiet"
+    )
+    folder = tmp_path / "out"
+    arguments = ["tune", "--problem", data, *words.split(), "--directory", str(folder)]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr()
+    saved = TuningResult.from_dict(read_json(folder / "tuning.json"))
+    assert printed.out.startswith(saved.table())
+    assert f"sqlite:///{folder}/study.db" in printed.out
+    assert printed.err == ""
+    expected = tune(
+        problem=data,
+        rule="sample",
+        grid=[0, 2],
+        method="kfold",
+        folds=3,
+        seeds=2,
+        epochs=2,
+        criterion="accuracy",
+        batch_size=16,
+        hidden=(4,),
+        optimizer="adam",
+        learning_rate=0.01,
+        patience=1,
+        progress=False,
+    )
+    assert saved == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--grid 0.1,x", "expected numbers joined by commas"),
+        ("--grid ,", "grid is empty"),
+        ("--grid -1,2", "expected one argument"),
+        ("--rule l3", "unknown rule 'l3'"),
+        ("--method kfold --folds 50", "expected from 2 to"),
+        ("--storage postgresql+psycopg://me:secret@127.0.0.1:1/x", "cannot be used"),
+    ],
+)
+def test_wrong_words_end_with_one_line(words, message, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Engine, "train", lambda *_, **__: pytest.fail("trained"))
+    lines = []
+    monkeypatch.setattr("sys.stderr.write", lines.append)
+    arguments = ["--problem", data, "--hidden", "4", "--directory", str(tmp_path)]
+    assert cli.main(["tune", *arguments, *words.split()]) == cli.WRONG_INPUT
+    text = "".join(lines)
+    assert message in text
+    assert "secret" not in text
+    assert len(text.strip().splitlines()) == 1

@@ -1,0 +1,382 @@
+"""A tuning as a whole: against scikit-learn, resumed, refused, written."""
+
+import itertools
+import json
+import math
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeCV
+from sklearn.metrics import log_loss
+
+from keras_scaled_l2 import PriorL2, SampleL2, ScaledL2
+from keras_scaled_l2.experiments import TuningResult, tune
+from keras_scaled_l2.experiments.arrays import checked
+from keras_scaled_l2.experiments.engine import Engine
+from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.folds import folds
+from keras_scaled_l2.experiments.problems import Source
+from keras_scaled_l2.experiments.results.files import read_json
+from keras_scaled_l2.experiments.trials import Trials
+from keras_scaled_l2.experiments.tuner import Tuner, say_nothing
+from keras_scaled_l2.experiments.tuning_plan import make_tuning_plan
+
+# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+
+def problem(kind="binary", n=100, features=6):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(n, features))
+    score = x[:, 0] - 0.5 * x[:, 1] + 0.7 * random.normal(size=n)
+    y = score if kind == "regression" else (score > 0).astype(int)
+    return Source(kind, checked({"x_train": x, "y_train": y}, name=kind)).split(0)
+
+
+def small(**options):
+    return tune(
+        **{
+            "problem": problem(),
+            "hidden": (4,),
+            "batch_size": 20,
+            "epochs": 3,
+            "seeds": 2,
+            "progress": False,
+            **options,
+        }
+    )
+
+
+GRID = (0.001, 0.01, 0.1, 0.3)
+CONVERGED = {
+    "hidden": (),
+    "batch_size": 200,
+    "epochs": 250,
+    "method": "kfold",
+    "folds": 3,
+    "seeds": 1,
+    "grid": GRID,
+    "learning_rate": 0.1,
+}
+
+
+def dealt(data):
+    """The folds as one array with indices, as scikit-learn's cv wants them."""
+    parts = folds(data.source, 3, 0)
+    x = np.concatenate([p.x_validation for p in parts])
+    y = np.concatenate([p.y_validation for p in parts])
+    sizes = np.cumsum([0, *(len(p.x_validation) for p in parts)])
+    ranges = [np.arange(a, b) for a, b in itertools.pairwise(sizes)]
+    every = np.arange(len(x))
+    return x, y, [(np.setdiff1d(every, r), r) for r in ranges]
+
+
+def test_ridge_agrees_with_scikit_learn_on_the_same_folds():
+    data = problem("regression")
+    result = small(problem=data, **CONVERGED)
+    x, y, cv = dealt(data)
+    for c in GRID:
+        losses = []
+        for train, left in cv:
+            centered = x[train] - x[train].mean(0)
+            target = y[train] - y[train].mean()
+            m = len(train)
+            w = np.linalg.solve(
+                centered.T @ centered + m * c * np.eye(x.shape[1]), centered.T @ target
+            )
+            predicted = (x[left] - x[train].mean(0)) @ w + y[train].mean()
+            losses.append(np.mean((predicted - y[left]) ** 2))
+        found = [job.data_loss for job in result[c].jobs]
+        assert found == pytest.approx(losses, rel=0.01)
+    m = len(cv[0][0])
+    ridge = RidgeCV([m * c for c in GRID], cv=cv, scoring="neg_mean_squared_error")
+    assert result.best["strength"] == pytest.approx(ridge.fit(x, y).alpha_ / m)
+
+
+def test_logistic_regression_agrees_with_scikit_learn_on_the_same_folds():
+    data = problem()
+    result = small(problem=data, **CONVERGED)
+    x, y, cv = dealt(data)
+    for c in GRID:
+        losses = []
+        for train, left in cv:
+            model = LogisticRegression(C=1 / (2 * len(train) * c), tol=1e-8)
+            model.fit(x[train], y[train])
+            losses.append(log_loss(y[left], model.predict_proba(x[left])))
+        found = [job.data_loss for job in result[c].jobs]
+        assert found == pytest.approx(losses, rel=0.01)
+    m = len(cv[0][0])
+    with warnings.catch_warnings():
+        # Defaults of scikit-learn that are about to change, none of which is used.
+        warnings.simplefilter("ignore", FutureWarning)
+        search = LogisticRegressionCV(
+            Cs=[1 / (2 * m * c) for c in GRID], cv=cv, scoring="neg_log_loss"
+        ).fit(x, y)
+    assert result.best["strength"] == pytest.approx(1 / (2 * m * np.max(search.C_)))
+
+
+def test_folds_are_stratified_disjoint_and_leave_the_test_set_alone():
+    data = problem()
+    parts = folds(data.source, 4, 1)
+    plain = data.source.split(1)
+    pool = {row.tobytes() for row in [*plain.x_train, *plain.x_validation]}
+    left = [{row.tobytes() for row in p.x_validation} for p in parts]
+    assert set().union(*left) == pool
+    assert sum(map(len, left)) == len(pool)
+    for part, rows in zip(parts, left, strict=True):
+        assert {row.tobytes() for row in part.x_train} == pool - rows
+        assert np.array_equal(part.x_test, plain.x_test)
+        share = part.y_validation.mean()
+        assert share == pytest.approx(part.y_train.mean(), abs=0.06)
+    again = folds(data.source, 4, 1)
+    assert np.array_equal(again[0].x_train, parts[0].x_train)
+
+
+@pytest.mark.parametrize("rule", ["l2", "prior", "decay", "dropout", "l2+dropout"])
+def test_each_rule_is_searched(rule):
+    result = small(rule=rule)
+    assert result.rule == rule
+    assert result.points[0].strength == 0
+    assert len(result.points) >= 3
+    full = [p for p in result.points if len(p.jobs) == 2]
+    assert result[result.best["strength"]] in full
+    for point in result.points[1:]:
+        assert (point.e_folds > 0) == (rule != "dropout")
+    if rule == "prior":
+        # A weaker prior is a wider one.
+        stds = [p.strength for p in result.points[1:]]
+        assert stds == sorted(stds, reverse=True)
+
+
+def test_coefficients_are_those_of_the_rule():
+    x = problem().samples["train"]
+    result = small(rule=SampleL2(1.0), grid=[0, 6.0])
+    assert result[6.0].coefficient == pytest.approx((6 / (2 * x),) * 2)
+    scaled = small(rule=ScaledL2(1.0), grid=[0, 2.0])[2.0]
+    assert scaled.coefficient == pytest.approx((2 / 24, 2 / 4))
+    prior = small(rule=PriorL2(1.0), grid=[0, 0.5])[0.5]
+    assert prior.coefficient == pytest.approx((4 / (2 * 0.25 * x), 6 / (2 * 0.25 * x)))
+
+
+def test_e_folds_are_what_the_training_does():
+    steps, rate = 3 * 3, 0.05
+    point = small(grid=[0.0, 0.1])[0.1]
+    assert point.e_folds == pytest.approx(2 * 0.1 * steps * rate / (1 - 0.9))
+    decay = small(rule="decay", grid=[0.0, 0.1])[0.1]
+    assert decay.e_folds == pytest.approx(0.1 * steps * rate)
+
+
+def test_inert_strengths_are_merged_with_none_and_named():
+    result = small(grid=[1e-8, 1e-7, 0.1])
+    assert [p.strength for p in result.points] == [0.0, 0.1]
+    assert any("1e-08, 1e-07" in line for line in result.findings)
+
+
+def test_criterion_accuracy_decides_by_accuracy():
+    result = small(grid=[0.0, 0.1], criterion="accuracy", epochs=4)
+    for point in result.points:
+        mean = np.mean([job.accuracy for job in point.jobs])
+        assert point.mean == pytest.approx(mean)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The jobs that engines are given; may break off after some."""
+    seen, real = [], Engine.train
+    limit = {"jobs": math.inf}
+
+    def train(self, jobs, **options):
+        for place, trained in real(self, jobs, **options):
+            if len(seen) >= limit["jobs"]:
+                raise RuntimeError("cut short")
+            seen.append(jobs[place])
+            yield place, trained
+
+    monkeypatch.setattr(Engine, "train", train)
+    return seen, limit
+
+
+def test_interrupted_tuning_goes_on_and_trains_nothing_twice(counted, tmp_path):
+    seen, limit = counted
+    whole = small()
+    total = len(seen)
+    seen.clear()
+    for limit["jobs"] in (3, 5):
+        with pytest.raises(RuntimeError, match="cut short"):
+            small(directory=tmp_path)
+    limit["jobs"] = math.inf
+    assert small(directory=tmp_path) == whole
+    assert len(seen) == total
+    # All is there: nothing is trained.
+    assert small(directory=tmp_path) == whole
+    assert len(seen) == total
+
+
+def test_files_are_written_and_agree(tmp_path):
+    result = small(directory=tmp_path, grid=[0.0, 0.01, 0.1])
+    saved = TuningResult.from_dict(read_json(tmp_path / "tuning.json"))
+    assert saved == result
+    assert result.to_markdown() == (tmp_path / "tuning.md").read_text()
+    page = (tmp_path / "tuning.html").read_text()
+    assert "<svg" in page
+    for name in ("tuning.png", "tuning.svg"):
+        assert (tmp_path / "figures" / name).stat().st_size > 1000
+    runs = list((tmp_path / "tensorboard").rglob("events*"))
+    assert len(runs) == 3 * 2
+
+
+def test_directory_of_another_configuration_is_refused(tmp_path):
+    small(directory=tmp_path, grid=[0.0])
+    with pytest.raises(InputError, match=r"epochs is 3 there, 2 here"):
+        small(directory=tmp_path, grid=[0.0], epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": []}, "grid is empty"),
+        ({"grid": [-1.0]}, r"grid value -1.0: expected a finite number"),
+        ({"grid": [math.nan]}, "grid value nan"),
+        ({"grid": [0.1, 0.1]}, "no strength twice"),
+        ({"grid": [1.5], "rule": "dropout"}, "dropout rate 1.5"),
+        ({"rule": "l3"}, "unknown rule 'l3': did you mean 'l2'"),
+        ({"rule": "dropout+l2"}, "unknown rule"),
+        ({"rule": 3}, "rule 3: expected a regularizer"),
+        ({"method": "loo"}, "unknown method 'loo'"),
+        ({"criterion": "loss"}, "unknown criterion"),
+        ({"method": "kfold", "folds": 100}, r"folds 100: expected from 2 to \d+"),
+        ({"workers": 0}, "workers 0"),
+        ({"seeds": 0}, "seeds 0"),
+        ({"storage": "nothing://here"}, "storage 'nothing://here' cannot be used"),
+        ({"rule": "half-life", "optimizer": "adam"}, "rule .*HalfLife"),
+        (
+            {"optimizer": keras.optimizers.AdamW()},
+            "expected one without",
+        ),
+        (
+            {"problem": problem("regression"), "criterion": "accuracy"},
+            "of a regression",
+        ),
+    ],
+)
+def test_wrong_input_is_one_clear_line_before_training(options, message, monkeypatch):
+    monkeypatch.setattr(Engine, "train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(InputError, match=message) as caught:
+        small(**options)
+    assert "\n" not in str(caught.value)
+
+
+def plan_of(**options):
+    given = {
+        "grid": None,
+        "method": "holdout",
+        "folds": 5,
+        "criterion": "data_loss",
+        "patience": None,
+        "storage": None,
+        "workers": 1,
+        "directory": None,
+        "hidden": (4,),
+        "batch_size": 20,
+        "epochs": 3,
+        "seeds": 2,
+    }
+    return make_tuning_plan("dense", problem(), "l2", **(given | options))
+
+
+def record(loss, curve=()):
+    return {
+        "data_loss": loss,
+        "accuracy": 0.5,
+        "best_epoch": 1,
+        "steps": 9,
+        "stopped": False,
+        "curve": [*curve],
+    }
+
+
+def test_only_the_screening_of_a_search_is_stopped_early():
+    tuner = Tuner(plan_of(seeds=5), say_nothing)
+    weak = {(0.0, 0, 0): record(0.5, [0.5, 0.6, 0.7])}
+    late = [9.0] * 5
+    assert tuner._is_hopeless((1.0, 0, 0), late, weak)
+    # Of another block, of a block that confirms, and of a grid of the user's.
+    assert not tuner._is_hopeless((1.0, 1, 0), late, weak)
+    confirming = {(0.0, 4, 0): weak[0.0, 0, 0]}
+    assert not tuner._is_hopeless((1.0, 4, 0), late, confirming)
+    given = Tuner(plan_of(seeds=5, grid=[0.0, 1.0]), say_nothing)
+    assert not given._is_hopeless((1.0, 0, 0), late, weak)
+
+
+@pytest.fixture
+def study(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+
+    def opened(**options):
+        made = Trials(url, "test", {"epochs": 3}, **options)
+        opens.append(made)
+        return made
+
+    opens = []
+    yield opened
+    for made in opens:
+        made.close()
+
+
+KEYS = [(0.0, 0, 0), (0.1, 0, 0), (0.1, 1, 2)]
+
+
+def test_trials_are_kept_between_processes(study):
+    first = study()
+    first.add_round(KEYS)
+    first.enqueue(KEYS)
+    claimed = first.claim(2)
+    assert [key for _, key in claimed] == KEYS[:2]
+    first.finish(claimed[0][0], record(0.5), 0.5)
+    again = study()
+    assert again.rounds() == [KEYS]
+    assert again.finished() == {KEYS[0]: record(0.5)}
+    # One runs: whether it still does, only its worker knows.
+    assert [key for _, key in again.claim(9)] == KEYS[2:]
+    again.requeue_running()
+    again.enqueue(KEYS)
+    assert [key for _, key in again.claim(9)] == KEYS[1:]
+
+
+def test_training_that_two_workers_enqueued_is_run_once(study):
+    one, two = study(), study()
+    one.enqueue(KEYS[:1])
+    # As if both had looked before either wrote.
+    two._study.enqueue_trial({}, user_attrs={"planned": list(KEYS[0])})
+    assert len(one.claim(9)) == 1
+    assert two.claim(9) == []
+
+
+def test_worker_that_died_is_noticed_by_its_heartbeat(study, monkeypatch):
+    dead, alive = study(shared=True), study(shared=True)
+    dead.enqueue(KEYS[:1])
+    ((number, _),) = dead.claim(1)
+    alive.enqueue(KEYS[:1])
+    assert alive.claim(1) == []
+    monkeypatch.setattr(alive._storage, "grace_period", -1)
+    alive.enqueue(KEYS[:1])
+    ((again, key),) = alive.claim(1)
+    assert key == KEYS[0]
+    alive.finish(again, record(0.3), 0.3)
+    # The one that was taken to be dead comes back: its result does not count.
+    dead.finish(number, record(0.9), 0.9)
+    assert alive.finished() == {KEYS[0]: record(0.3)}
+
+
+def test_losses_that_are_no_numbers_survive_the_study(study):
+    trials = study()
+    trials.enqueue(KEYS[:1])
+    ((number, _),) = trials.claim(1)
+    trials.finish(number, record(math.nan, [1.0, math.nan]), 1e300)
+    found = trials.finished()[KEYS[0]]
+    assert found["data_loss"] is None
+    assert json.dumps(found["curve"]) == "[1.0, null]"

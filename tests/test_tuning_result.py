@@ -1,0 +1,238 @@
+"""The statistics of a tuning on simulated curves, and its format."""
+
+import dataclasses
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.results.curve import Sample, curve
+from keras_scaled_l2.experiments.results.tuning import (
+    Measured,
+    TuningJob,
+    TuningResult,
+    make_result,
+)
+
+E_FOLDS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
+DRAWS = 400
+
+
+def samples(losses, *, blocks=5):
+    """Strengths equal to e-folds; ``losses(i)`` gives an array over the blocks."""
+    return [
+        Sample(e, e, {(b, 0): float(v) for b, v in enumerate(losses(i)[:blocks])})
+        for i, e in enumerate(E_FOLDS)
+    ]
+
+
+def draw(random, shape, noise=0.01, blocks=5):
+    """A curve of this shape; blocks differ much, their differences little."""
+    luck = random.normal(0.5, 0.1, blocks)
+    means = [0.5 * (f - 1) for f in shape]
+    noisy = [luck + m + 0.5 * random.normal(0, noise, blocks) for m in means]
+    return samples(lambda i: noisy[i], blocks=blocks)
+
+
+def parabola(optimum, width=0.08):
+    """Relative loss by point; no penalty is as bad as 0.03 e-folds."""
+    logs = [math.log(max(e, 0.03) / optimum) for e in E_FOLDS]
+    return [1 + width * x**2 for x in logs]
+
+
+@pytest.mark.parametrize("blocks", [3, 5, 15])
+def test_without_effect_no_penalty_is_as_good_in_95_percent(blocks):
+    random = np.random.default_rng(blocks)
+    said = [
+        curve(draw(random, [1.0] * 6, blocks=blocks)).none_is_as_good
+        for _ in range(DRAWS)
+    ]
+    assert np.mean(said) >= 0.95
+
+
+@pytest.mark.parametrize("noise", [0.003, 0.02])
+@pytest.mark.parametrize("optimum", [0.3, 0.7, 2.0])
+def test_plateau_covers_a_known_optimum_in_95_percent(optimum, noise):
+    random = np.random.default_rng(1)
+    shape = parabola(optimum)
+    plateaus = [curve(draw(random, shape, noise)).plateau for _ in range(DRAWS)]
+    assert np.mean([low <= optimum <= high for low, high in plateaus]) >= 0.95
+
+
+def test_effect_is_found():
+    found = curve(draw(np.random.default_rng(0), parabola(1.0)))
+    assert (found.best, found.none_is_as_good, found.none_is_within) == (
+        3,
+        False,
+        False,
+    )
+    assert not found.edge
+    low, high = found.plateau
+    # 2 % of 0.5 on a parabola of 8 % for each squared e-fold: half an e-fold.
+    assert 0.3 < low < 1 < high < 3
+
+
+def test_intervals_are_those_of_a_paired_t_test():
+    found = curve(draw(np.random.default_rng(3), parabola(1.0)))
+    given = draw(np.random.default_rng(3), parabola(1.0))
+    best = np.array([*given[3].values.values()])
+    for sample, estimate in zip(given, found.estimates, strict=True):
+        values = np.array([*sample.values.values()])
+        assert estimate.mean == pytest.approx(values.mean())
+        if sample is not given[3]:
+            interval = stats.ttest_rel(values, best).confidence_interval(0.95)
+            ends = best.mean() + np.array([interval.low, interval.high])
+            assert [estimate.low, estimate.high] == pytest.approx(ends.tolist())
+
+
+def test_one_standard_error_is_the_strongest_that_is_close():
+    losses = [1.0, 0.9, 0.8, 0.7, 0.74, 0.9]
+    spread = np.array([-0.1, 0.0, 0.1])
+    given = samples(lambda i: losses[i] + spread, blocks=3)
+    error = statistics.stdev(spread) / math.sqrt(3)
+    assert 0.04 < error < 0.2
+    assert curve(given).one_standard_error == 4
+    # By accuracy the same curve upside down.
+    turned = [
+        dataclasses.replace(s, values={b: 1 - v for b, v in s.values.items()})
+        for s in given
+    ]
+    found = curve(turned, higher_is_better=True)
+    assert (found.best, found.one_standard_error) == (3, 4)
+    assert found.estimates[3].mean == pytest.approx(0.3)
+    worse = found.estimates[0]
+    assert worse.low <= worse.mean <= worse.high < 0.3
+
+
+def test_points_with_fewer_blocks_are_compared_on_those_they_share():
+    luck = np.array([0.1, 0.2, 0.9, 1.0])
+    given = samples(lambda i: luck + 0.01 * i, blocks=4)
+    # Only the easy blocks: its plain mean, 0.15, would look best by far.
+    given[3] = dataclasses.replace(given[3], values={(0, 0): 0.13, (1, 0): 0.23})
+    found = curve(given)
+    assert found.best == 0
+    assert found.estimates[3].mean == pytest.approx(luck.mean() + 0.03)
+
+
+def test_two_blocks_recommend_nothing_that_is_not_within_two_percent():
+    given = samples(lambda i: np.array([1.0, 1.01, 0.99, 1.02, 0.98]) + 0.1 * i)
+    # 10 % worse in the mean; two blocks that differ much could tell nothing.
+    given[1] = dataclasses.replace(given[1], values={(0, 0): 1.0, (1, 0): 1.21})
+    found = curve(given)
+    assert found.estimates[1].low < found.estimates[0].mean
+    assert found.plateau == (0.0, 0.0)
+
+
+def test_edge_is_said_where_nothing_lies_beyond():
+    falling = samples(lambda i: np.array([1.0, 1.1]) - 0.1 * i)
+    rising = samples(lambda i: np.array([1.0, 1.1]) + 0.1 * i)
+    assert curve(falling).edge
+    assert not curve(rising).edge
+    assert curve(rising[1:]).edge
+
+
+def test_diverged_strength_is_never_best():
+    given = samples(lambda i: np.array([1.0, 1.1]) + 0.1 * i)
+    given[0] = dataclasses.replace(given[0], values={(0, 0): 0.0, (1, 0): math.nan})
+    found = curve(given)
+    assert found.best == 1
+    assert math.isnan(found.estimates[0].mean)
+    with pytest.raises(ValueError, match="finite"):
+        curve([dataclasses.replace(s, values={(0, 0): math.inf}) for s in given])
+
+
+FIELDS = {
+    "problem": "digits",
+    "architecture": "dense 64-10 (relu)",
+    "weights": 650,
+    "rule": "l2",
+    "method": "holdout",
+    "criterion": "data_loss",
+    "optimizer": {
+        "class_name": "SGD",
+        "config": {"learning_rate": 0.05, "momentum": 0.9},
+    },
+    "samples": {"train": 1000, "validation": 200, "test": 200},
+    "epochs": 10,
+    "batch_size": 50,
+}
+
+
+def made(shape=(1.2, 1.19, 1.1, 1.0, 1.01, 1.4), **options):
+    measured = []
+    for i, e in enumerate(E_FOLDS):
+        jobs = tuple(
+            TuningJob(s, 0, shape[i] + 0.01 * s + 1e-3 * ((i + s) % 3), 0.9, 4, 200)
+            for s in range(3)
+        )
+        measured.append(Measured(e / 100, (e / 100, e / 100), e, e < 0.02, jobs))
+    return make_result(measured[::-1], **(FIELDS | options))
+
+
+def test_json_has_the_names_of_the_format_and_comes_back():
+    result = made()
+    data = result.to_dict()
+    assert [*data] == [
+        *("format", "problem", "architecture", "weights", "rule", "method"),
+        *("criterion", "optimizer", "samples", "epochs", "batch_size", "steps"),
+        *("points", "best", "one_standard_error", "plateau", "findings"),
+    ]
+    point = data["points"][0]
+    assert [*point] == [
+        *("strength", "coefficient", "e_folds", "inert", "mean", "low", "high", "jobs")
+    ]
+    assert [*point["jobs"][0]] == [
+        *("seed", "fold", "data_loss", "accuracy", "best_epoch", "steps")
+    ]
+    assert ([*data["best"]], [*data["one_standard_error"]], [*data["plateau"]]) == (
+        ["strength", "half_life_epochs"],
+        ["strength"],
+        ["low", "high"],
+    )
+    assert data["steps"] == 6 * 3 * 200
+    again = TuningResult.from_dict(json.loads(json.dumps(data)))
+    assert again == result
+    with pytest.raises(InputError, match="expected format 1"):
+        TuningResult.from_dict({**data, "format": 2})
+
+
+def test_findings_say_what_the_curve_says():
+    text = " ".join(made(inert_below=2e-4).findings)
+    assert "The best strength of l2 is 0.01." in text
+    assert "Any value from 0.00" in text
+    assert "Below 0.0002 nothing happens" in text
+    assert "edge" not in text
+    assert "No penalty" not in text
+    assert "at the edge" in " ".join(made([1.5, 1.4, 1.3, 1.2, 1.1, 1.0]).findings)
+    assert "No penalty is as good" in " ".join(made([1.0] * 6).findings)
+    assert "No penalty is as good" in " ".join(
+        made([1, 1.1, 1.2, 1.3, 1.4, 2]).findings
+    )
+
+
+def test_best_strength_in_other_conventions_and_as_code():
+    result = made()
+    assert result.best["half_life_epochs"] == pytest.approx(math.log(2) * 10)
+    found = result.equivalents()
+    assert found["torch"] == pytest.approx(0.02)
+    assert found["textbook"] == pytest.approx(2 * 1000 * 0.01)
+    # E = 2 c T lr / (1 - mu) = 2 of 200 steps, from the conversion as from the curve.
+    assert found["half_life"] == pytest.approx(
+        math.log(2) * 10 / (2 * 0.01 * 200 * 0.05 / 0.1)
+    )
+    assert result.code() == "kernel_regularizer=keras.regularizers.L2(0.01)"
+    assert made(exact=False).best["half_life_epochs"] is None
+
+
+def test_text_and_markdown_show_every_point():
+    result = made()
+    for text in (result.table(), result.to_markdown()):
+        for point in result.points:
+            assert f"{point.mean:.4f}" in text
+        assert "validation data loss" in " ".join(text.split())
+        assert "L2(0.01)" in text
+        assert "one standard error" in text
