@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from statistics import fmean
+
+import numpy as np
 
 from keras_scaled_l2.experiments.errors import require
 from keras_scaled_l2.experiments.results.analysis import Analysis
@@ -75,26 +76,13 @@ def seeds_to_decide(difference: Difference, comparisons: int) -> int | None:
     """
     if not difference.std:
         return least_seeds(comparisons) if difference.mean else None
-    effect = abs(difference.mean) / difference.std
-    low, high = max(least_seeds(comparisons), 2), MOST_SEEDS
-    if _power(effect, high, comparisons) < POWER:
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        if _power(effect, middle, comparisons) >= POWER:
-            high = middle
-        else:
-            low = middle + 1
-    return high
-
-
-@functools.cache
-def _power(effect: float, n: int, comparisons: int) -> float:
     stats = require("scipy.stats", "the number of seeds that would decide")
+    n = np.arange(max(least_seeds(comparisons), 2), MOST_SEEDS + 1)
+    # Any n will do above 100, where scipy has no number for the distribution any more.
+    effect = min(abs(difference.mean) / difference.std, 100.0)
     t = stats.t.ppf(1 - LEVEL / (2 * comparisons), n - 1)
-    power = float(stats.nct.sf(t, n - 1, math.sqrt(n) * effect))
-    # Where the distribution is all above t, scipy has no number for it.
-    return 1.0 if math.isnan(power) else power
+    enough = n[stats.nct.sf(t, n - 1, np.sqrt(n) * effect) >= POWER]
+    return int(enough[0]) if len(enough) else None
 
 
 def _against(found: MultipleComparison) -> Difference:

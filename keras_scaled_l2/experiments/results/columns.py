@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 
 from keras_scaled_l2.experiments.results import words
@@ -20,19 +20,33 @@ from keras_scaled_l2.experiments.results.records import (
 from keras_scaled_l2.experiments.results.spread import mean_std
 from keras_scaled_l2.experiments.results.words import NOTHING
 
+Cell = Callable[[ArmRecord], str]
+
+NOTES = {
+    "test data loss": "without the penalty, dropout off; in brackets the 95 % interval "
+    "of the mean over the seeds (Student's t)",
+    "test accuracy": "in brackets likewise",
+    "ECE": "expected calibration error on the test set",
+    "gap": "train - test accuracy; in a regression test - train data loss",
+    "coefficient c": "keras.regularizers.L2(c) is the same",
+    "starting cost = data + penalty": "before the first step, whole training set, "
+    "dropout off",
+    "penalty share %": "penalty / cost, start -> end (with the weights that were kept)",
+    "gradient ratio": "norm of the penalty's gradient / of the data gradient, one "
+    "batch, start -> end; median over the weights",
+    "weight norm end": "of all weights that a penalty would be put on",
+    "best epoch": "of the lowest validation data loss",
+    "ms per step": "training, compilation left out",
+}
+"""Header of a column -> what it means."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of a table: its header, a cell for each arm, and what it means."""
+    """A column of a table: its header and a cell for each arm."""
 
     header: str
     cells: tuple[str, ...]
-    note: str = ""
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no arm has anything to show here."""
-        return all(cell == NOTHING for cell in self.cells)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,28 +65,25 @@ class Table:
     @property
     def notes(self) -> list[str]:
         """What the columns mean, of those that need to be told."""
-        return [f"{c.header}: {c.note}." for c in self.columns if c.note]
+        headers = [column.header for column in self.columns]
+        return [f"{name}: {NOTES[name]}." for name in headers if name in NOTES]
 
 
 def tables(record: ComparisonRecord, analyses: Sequence[Analysis]) -> list[Table]:
     """Results, training, and differences by metric; empty columns are left out."""
-    found = [
-        Table("Results", tuple(_results(record))),
-        Table("What the penalty was and did", tuple(_training(record))),
-        *(
-            Table(_title(analysis), tuple(_differences(record, analysis)))
-            for analysis in analyses
-            if analysis.arms.best is not None
-        ),
-    ]
+    found = {
+        "Results": _results(record),
+        "What the penalty was and did": _training(record),
+        **{_title(a): _differences(record, a) for a in analyses if a.arms.best},
+    }
     names = Column("arm", tuple(arm.name for arm in record.arms))
-    shown = [
-        dataclasses.replace(
-            table, columns=(names, *(c for c in table.columns if not c.is_empty))
-        )
-        for table in found
+    filled = {
+        title: [c for c in columns if set(c.cells) - {NOTHING}]
+        for title, columns in found.items()
+    }
+    return [
+        Table(title, (names, *columns)) for title, columns in filled.items() if columns
     ]
-    return [table for table in shown if len(table.columns) > 1]
 
 
 def penalty(arm: ArmRecord) -> str:
@@ -86,91 +97,44 @@ def _trained(arm: ArmRecord) -> list[Hyperparameters]:
     return [run.hyperparameters for run in arm.runs] if arm.grid else given
 
 
-def _column(
-    record: ComparisonRecord,
-    header: str,
-    cell: Callable[[ArmRecord], str],
-    note: str = "",
-) -> Column:
-    return Column(header, tuple(map(cell, record.arms)), note)
-
-
 def _results(record: ComparisonRecord) -> Iterable[Column]:
     means = [mean_std(arm.test("data_loss")).mean for arm in record.arms]
     spec = f".{words.places(means)}f"
-    regression = all(not arm.test("accuracy") for arm in record.arms)
-    gap = f"+{spec if regression else '.4f'}"
-    brackets = "in brackets the 95 % interval of the mean over the seeds (Student's t)"
-    yield _column(record, "penalty", penalty)
-    yield _column(record, "dropout", lambda arm: _span(arm, "dropout"))
-    yield _column(record, "weight decay", lambda arm: _span(arm, "weight_decay"))
-    yield _column(
+    gap = "+.4f" if any(arm.test("accuracy") for arm in record.arms) else f"+{spec}"
+    return _columns(
         record,
-        "test data loss",
-        lambda arm: _with_interval(arm, "data_loss", spec),
-        f"without the penalty, dropout off; {brackets}",
-    )
-    yield _column(
-        record,
-        "test accuracy",
-        lambda arm: _with_interval(arm, "accuracy", ".4f"),
-        "in brackets likewise",
-    )
-    yield _column(
-        record,
-        "ECE",
-        lambda arm: words.mean(arm.test("calibration_error"), ".4f"),
-        "expected calibration error on the test set",
-    )
-    yield _column(
-        record,
-        "gap",
-        lambda arm: words.mean(map(_gap, arm.runs), gap),
-        "test - train data loss" if regression else "train - test accuracy",
+        {
+            "penalty": penalty,
+            "dropout": lambda arm: _span(arm, "dropout"),
+            "weight decay": lambda arm: _span(arm, "weight_decay"),
+            "test data loss": lambda arm: _with_interval(arm, "data_loss", spec),
+            "test accuracy": lambda arm: _with_interval(arm, "accuracy", ".4f"),
+            "ECE": lambda arm: words.mean(arm.test("calibration_error"), ".4f"),
+            "gap": lambda arm: words.mean(map(_gap, arm.runs), gap),
+        },
     )
 
 
 def _training(record: ComparisonRecord) -> Iterable[Column]:
-    yield _column(
-        record, "coefficient c", _coefficients, "keras.regularizers.L2(c) is the same"
-    )
-    yield _column(
+    def mean(of: Callable[[RunRecord], float | None], spec: str) -> Cell:
+        return lambda arm: words.mean(map(of, arm.runs), spec)
+
+    return _columns(
         record,
-        "starting cost = data + penalty",
-        _starting_cost,
-        "before the first step, whole training set, dropout off",
+        {
+            "coefficient c": _coefficients,
+            "starting cost = data + penalty": _starting_cost,
+            "penalty share %": _shares,
+            "gradient ratio": _ratios,
+            "weight norm end": mean(lambda run: run.weight_norms.get("end"), ".4g"),
+            "best epoch": mean(lambda run: run.best_epoch, ".1f"),
+            "ms per step": mean(_step_time, ".2f"),
+        },
     )
-    yield _column(
-        record,
-        "penalty share %",
-        _shares,
-        "penalty / cost, start -> end (with the weights that were kept)",
-    )
-    yield _column(
-        record,
-        "gradient ratio",
-        _ratios,
-        "norm of the penalty's gradient / of the data gradient, one batch, start -> "
-        "end; median over the weights",
-    )
-    yield _column(
-        record,
-        "weight norm end",
-        lambda arm: words.mean((r.weight_norms.get("end") for r in arm.runs), ".4g"),
-        "of all weights that a penalty would be put on",
-    )
-    yield _column(
-        record,
-        "best epoch",
-        lambda arm: words.mean((run.best_epoch for run in arm.runs), ".1f"),
-        "of the lowest validation data loss",
-    )
-    yield _column(
-        record,
-        "ms per step",
-        lambda arm: words.mean(map(_step_time, arm.runs), ".2f"),
-        "training, compilation left out",
-    )
+
+
+def _columns(record: ComparisonRecord, cells: Mapping[str, Cell]) -> list[Column]:
+    return [Column(name, tuple(map(of, record.arms))) for name, of in cells.items()]
 
 
 def _title(analysis: Analysis) -> str:
@@ -188,19 +152,14 @@ def _differences(record: ComparisonRecord, analysis: Analysis) -> Iterable[Colum
     )
     for name, mark in [(REFERENCE, "")] + [(str(arms.best), " (best)")] * (not said):
         by_arm = {d.arm: d for d in arms.versus(name)}
-        means, p_values = {}, {}
-        for arm, d in by_arm.items():
-            means[arm] = difference(d, analysis.spec)
-            p_values[arm] = words.p_value(d.p_corrected)
-        lost = dict.fromkeys(arms.diverged if by_arm else (), words.DIVERGED)
-        for header, cells in (
-            (f"minus {name}{mark}", means),
-            ("corrected p", p_values),
-        ):
-            shown = {**cells, **lost}
-            yield Column(
-                header, tuple(shown.get(arm.name, NOTHING) for arm in record.arms)
-            )
+        if not by_arm:
+            continue
+        lost = dict.fromkeys(arms.diverged, words.DIVERGED)
+        means = {a: difference(d, analysis.spec) for a, d in by_arm.items()} | lost
+        p = {a: words.p_value(d.p_corrected) for a, d in by_arm.items()} | lost
+        for header, cells in ((f"minus {name}{mark}", means), ("corrected p", p)):
+            shown = [cells.get(arm.name, NOTHING) for arm in record.arms]
+            yield Column(header, tuple(shown))
 
 
 def difference(d: Difference, spec: str) -> str:
