@@ -214,20 +214,20 @@ def finite(value: float | None) -> float:
 
 
 def draw_band(
-    axes: Any, look: ArmStyle, values: Sequence[Sequence[float]], start: int
+    axes: Any, item: ArmStyle, values: Sequence[Sequence[float]], start: int
 ) -> None:
     """A line of the means by epoch, from an epoch on, and the band of their spread."""
     epochs = range(start, start + len(values))
     low, high = zip(*map(band, values), strict=True)
-    axes.fill_between(epochs, low, high, color=look.color, alpha=0.15, linewidth=0)
+    axes.fill_between(epochs, low, high, color=item.color, alpha=0.15, linewidth=0)
     # The arms' markers at different epochs, so that none hides another.
     step = max(1, math.ceil(len(values) / 8))
     axes.plot(
         epochs,
         list(map(mean, values)),
-        color=look.color,
-        marker=look.marker,
+        color=item.color,
+        marker=item.marker,
         markersize=5,
-        markevery=(look.index % step, step),
-        label=look.arm.name,
+        markevery=(item.index % step, step),
+        label=item.arm.name,
     )

@@ -28,8 +28,8 @@ def gradient_ratios(comparison: ComparisonRecord) -> Figure | None:
 
     Medians over the seeds. What is 0 or diverged has no place on the logarithmic axis.
     """
-    ratios = {look: _ratios(look.arm) for look in drawing.styles(comparison)}
-    ratios = {look: found for look, found in ratios.items() if found}
+    ratios = {item: _ratios(item.arm) for item in drawing.styles(comparison)}
+    ratios = {item: found for item, found in ratios.items() if found}
     paths = list(dict.fromkeys(path for found in ratios.values() for path in found))
     if not paths:
         return None
@@ -39,9 +39,9 @@ def gradient_ratios(comparison: ComparisonRecord) -> Figure | None:
         )
         axes = figure.subplots()
         axes.axvline(1.0, color=drawing.INK, linewidth=1.0, label="1")
-        for place, (look, found) in enumerate(ratios.items()):
+        for place, (item, found) in enumerate(ratios.items()):
             shift = 0.7 * ((place + 0.5) / len(ratios) - 0.5)
-            _draw_ratios(axes, look, found, paths, shift)
+            _draw_ratios(axes, item, found, paths, shift)
         drawn = [1.0, *drawing.drawn(axes.lines, "x")]
         axes.set_yticks(range(len(paths)), _short(paths))
         axes.set_ylim(len(paths) - 0.5, -0.5)
@@ -50,7 +50,7 @@ def gradient_ratios(comparison: ComparisonRecord) -> Figure | None:
             axes.axhline(edge - 0.5, color=drawing.GRID, linewidth=0.6, label="_")
         axes.set_xlabel(LABEL)
         drawing.log(axes, "x", drawn)
-        handles = [drawing.handle(look) for look in ratios]
+        handles = [drawing.handle(item) for item in ratios]
         handles.append(drawing.handle("start", linestyle="", marker="o", hollow=True))
         handles.append(drawing.handle("end of the training", linestyle="", marker="o"))
         note = "Median over the seeds. At 1 both gradients are equally large."
@@ -125,7 +125,7 @@ def _ratios(arm: ArmRecord) -> dict[str, dict[str, float]]:
 
 def _draw_ratios(
     axes: Any,
-    look: ArmStyle,
+    item: ArmStyle,
     found: Mapping[str, Mapping[str, float]],
     paths: Sequence[str],
     shift: float,
@@ -136,17 +136,17 @@ def _draw_ratios(
         for when in ("start", "end")
     ]
     for place, start, end in zip(places, *ends, strict=True):
-        axes.plot([start, end], [place] * 2, color=look.color, label="_")
+        axes.plot([start, end], [place] * 2, color=item.color, label="_")
     for when, values in zip(("start", "end"), ends, strict=True):
         axes.plot(
             values,
             places,
             linestyle="",
-            marker=look.marker,
+            marker=item.marker,
             markersize=6,
-            color=look.color,
-            markerfacecolor=drawing.PAPER if when == "start" else look.color,
-            label=f"{look.arm.name}, {when}",
+            color=item.color,
+            markerfacecolor=drawing.PAPER if when == "start" else item.color,
+            label=f"{item.arm.name}, {when}",
         )
 
 

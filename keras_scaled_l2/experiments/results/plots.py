@@ -64,7 +64,7 @@ def learning_curves(comparison: ComparisonRecord) -> Figure | None:
     shown = {
         f"val_{metric}": label
         for metric, label in METRICS.items()
-        if any(look.curves(f"val_{metric}") for look in arms)
+        if any(item.curves(f"val_{metric}") for item in arms)
     }
     if not shown:
         return None
@@ -80,14 +80,14 @@ def learning_curves(comparison: ComparisonRecord) -> Figure | None:
                 since = f", enlarged from epoch {start} on" if start > 1 else ""
                 axes.set(title=f"Validation {label}{since}", xlabel="epoch")
                 axes.xaxis.get_major_locator().set_params(integer=True)
-                for look in arms:
-                    _draw_curves(axes, look, name, start)
+                for item in arms:
+                    _draw_curves(axes, item, name, start)
                     # Enlarged, only the validation matters: the axis is for it alone.
                     if name == "val_data_loss" and start == 1:
-                        _draw_training(axes, look)
+                        _draw_training(axes, item)
                 if name == "val_data_loss":
                     drawing.log_if_wide(axes, "y", drawing.drawn(axes.lines, "y"))
-        handles = [drawing.handle(look) for look in arms]
+        handles = [drawing.handle(item) for item in arms]
         if "val_data_loss" in shown:
             handles.append(drawing.handle("training data loss", linestyle="--"))
         drawing.finish(figure, handles, _curve_notes(arms))
@@ -100,11 +100,11 @@ def metrics_by_arm(comparison: ComparisonRecord) -> Figure | None:
     shown = {
         metric: label
         for metric, label in METRICS.items()
-        if any(look.arm.test(metric) for look in arms)
+        if any(item.arm.test(metric) for item in arms)
     }
     if not shown:
         return None
-    labels = [look.label for look in arms]
+    labels = [item.label for item in arms]
     with drawing.style():
         figure = drawing.figure(1.5 + sum(0.3 + 0.17 * x.count("\n") for x in labels))
         panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
@@ -122,7 +122,7 @@ def metrics_by_arm(comparison: ComparisonRecord) -> Figure | None:
                 "mean and interval", linewidth=2.5, marker="|", markersize=12
             ),
         ]
-        few = any(len(look.arm.runs) < drawing.FEWEST_FOR_INTERVAL for look in arms)
+        few = any(len(item.arm.runs) < drawing.FEWEST_FOR_INTERVAL for item in arms)
         since = f", from {drawing.FEWEST_FOR_INTERVAL} seeds on" if few else ""
         drawing.finish(figure, handles, [f"Bar at the mean: 95 % t interval{since}."])
     return figure
@@ -134,7 +134,7 @@ def cost_split(comparison: ComparisonRecord) -> Figure | None:
     Epoch 0 is the starting cost: before the first step, whole training set, dropout
     off. The other epochs are means over the epoch, dropout on, and over the seeds.
     """
-    arms = [look for look in drawing.styles(comparison) if look.curves("data_loss")]
+    arms = [item for item in drawing.styles(comparison) if item.curves("data_loss")]
     if not arms:
         return None
     columns = min(3, len(arms))
@@ -143,8 +143,8 @@ def cost_split(comparison: ComparisonRecord) -> Figure | None:
         figure = drawing.figure(1.4 + 2.2 * rows)
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         panels = list(grid.flat)
-        for axes, look in zip(panels, arms, strict=False):
-            _draw_costs(axes, look)
+        for axes, item in zip(panels, arms, strict=False):
+            _draw_costs(axes, item)
         panels[0].xaxis.get_major_locator().set_params(integer=True)
         for axes in panels[len(arms) :]:
             axes.set_visible(False)
@@ -171,30 +171,30 @@ _FIGURES = {
 }
 
 
-def _draw_curves(axes: Any, look: ArmStyle, name: str, start: int) -> None:
-    values = drawing.by_epoch(look.curves(name))[start - 1 :]
+def _draw_curves(axes: Any, item: ArmStyle, name: str, start: int) -> None:
+    values = drawing.by_epoch(item.curves(name))[start - 1 :]
     if values:
-        drawing.draw_band(axes, look, values, start)
+        drawing.draw_band(axes, item, values, start)
 
 
-def _draw_training(axes: Any, look: ArmStyle) -> None:
-    values = drawing.by_epoch(look.curves("data_loss"))
+def _draw_training(axes: Any, item: ArmStyle) -> None:
+    values = drawing.by_epoch(item.curves("data_loss"))
     axes.plot(
         range(1, len(values) + 1),
         list(map(drawing.mean, values)),
-        color=look.color,
+        color=item.color,
         linestyle="--",
         linewidth=1.1,
-        label=f"{look.arm.name}, training",
+        label=f"{item.arm.name}, training",
     )
 
 
 def _curve_notes(arms: Sequence[ArmStyle]) -> list[str]:
-    curves = [curve for look in arms for curve in look.curves("val_data_loss")]
+    curves = [curve for item in arms for curve in item.curves("val_data_loss")]
     counts = {
         len(values)
-        for look in arms
-        for values in drawing.by_epoch(look.curves("val_data_loss"))
+        for item in arms
+        for values in drawing.by_epoch(item.curves("val_data_loss"))
     }
     few = any(count < drawing.FEWEST_FOR_INTERVAL for count in counts)
     many = any(count >= drawing.FEWEST_FOR_INTERVAL for count in counts)
@@ -214,10 +214,8 @@ def _curve_notes(arms: Sequence[ArmStyle]) -> list[str]:
 
 def _draw_seeds(axes: Any, arms: Sequence[ArmStyle], metric: str) -> None:
     """A point for each run; a line for each seed, so that the pairs can be seen."""
-    seeds = dict.fromkeys(run.seed for look in arms for run in look.arm.runs)
-    by_seed = [
-        {run.seed: getattr(run.test, metric) for run in look.arm.runs} for look in arms
-    ]
+    by_seed = [item.arm.by_seed(metric) for item in arms]
+    seeds = dict.fromkeys(seed for values in by_seed for seed in values)
     for seed in seeds:
         row = [drawing.finite(values.get(seed)) for values in by_seed]
         places = range(len(arms))
@@ -229,46 +227,46 @@ def _draw_seeds(axes: Any, arms: Sequence[ArmStyle], metric: str) -> None:
             linewidth=0.8,
             label=f"seed {seed}",
         )
-    for place, look in enumerate(arms):
-        points = [drawing.finite(getattr(run.test, metric)) for run in look.arm.runs]
+    for place, item in enumerate(arms):
+        points = list(map(drawing.finite, item.arm.test(metric)))
         axes.plot(
             points,
             [place] * len(points),
             linestyle="",
-            marker=look.marker,
+            marker=item.marker,
             markersize=5,
-            color=look.color,
+            color=item.color,
             alpha=0.6,
             markeredgewidth=0,
-            label=look.arm.name,
+            label=item.arm.name,
         )
 
 
 def _draw_means(axes: Any, arms: Sequence[ArmStyle], metric: str) -> None:
     """Below the points, which would hide them."""
-    for place, look in enumerate(arms):
-        values = look.arm.test(metric)
+    for place, item in enumerate(arms):
+        values = item.arm.test(metric)
         if not values or not math.isfinite(drawing.mean(values)):
             continue
         found = drawing.interval(values)
-        style = {"color": look.color, "linewidth": 2.5, "solid_capstyle": "butt"}
+        style = {"color": item.color, "linewidth": 2.5, "solid_capstyle": "butt"}
         below = place + 0.25
-        label = f"{look.arm.name}, interval"
+        label = f"{item.arm.name}, interval"
         axes.plot(found or (), [below] * 2 if found else (), label=label, **style)
         axes.plot(
             [drawing.mean(values)],
             [below],
-            color=look.color,
+            color=item.color,
             marker="|",
             markersize=12,
             markeredgewidth=2.5,
-            label=f"{look.arm.name}, mean",
+            label=f"{item.arm.name}, mean",
         )
 
 
-def _draw_costs(axes: Any, look: ArmStyle) -> None:
-    axes.set_title(look.label)
-    starts = [run.starting_cost for run in look.arm.runs]
+def _draw_costs(axes: Any, item: ArmStyle) -> None:
+    axes.set_title(item.label)
+    starts = [run.starting_cost for run in item.arm.runs]
     parts = {
         "data cost": ([c.data for c in starts], "data_loss", "-", "o"),
         "penalty": ([c.penalty for c in starts], "penalty", ":", "s"),
@@ -277,14 +275,14 @@ def _draw_costs(axes: Any, look: ArmStyle) -> None:
     for part, (start, name, line, marker) in parts.items():
         means = [
             drawing.mean(values)
-            for values in (start, *drawing.by_epoch(look.curves(name)))
+            for values in (start, *drawing.by_epoch(item.curves(name)))
         ]
         # A penalty of 0 is none: the logarithmic axis has no place for it.
         drawn = any(mean != 0 for mean in means)
         axes.plot(
             range(len(means)) if drawn else (),
             means if drawn else (),
-            color=look.color,
+            color=item.color,
             linestyle=line,
             linewidth=2.2 if part == "penalty" else 1.5,
             marker=marker,
