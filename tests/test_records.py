@@ -163,8 +163,12 @@ def test_another_format_is_refused():
         Comparison.from_dict({**comparison().to_dict(), "format": 2})
 
 
+def summary_of(arm):
+    return comparison(arm).to_dict()["arms"][0]["summary"]
+
+
 def test_summary_is_mean_and_sample_deviation():
-    summary = arm("l2", 0.9, 0.7, 0.8, losses=[1.0, 2.0, 4.0]).to_dict()["summary"]
+    summary = summary_of(arm("l2", 0.9, 0.7, 0.8, losses=[1.0, 2.0, 4.0]))
     assert summary["test_accuracy"]["mean"] == pytest.approx(0.8)
     assert summary["test_accuracy"]["std"] == pytest.approx(
         np.std([0.9, 0.7, 0.8], ddof=1)
@@ -176,7 +180,7 @@ def test_summary_is_mean_and_sample_deviation():
 
 
 def test_one_seed_has_no_spread_and_a_regression_no_accuracy():
-    one = arm("l2", None, losses=[2.0]).to_dict()["summary"]
+    one = summary_of(arm("l2", None, losses=[2.0]))
     nothing = dict.fromkeys(["std", "low", "high"])
     assert one["test_data_loss"] == {"mean": 2.0, **nothing}
     assert one["test_accuracy"] == {"mean": None, **nothing}
