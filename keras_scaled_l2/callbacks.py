@@ -117,7 +117,7 @@ class ApplyL2(keras.callbacks.Callback):
             bind(model, samples=samples, batch_size=size)
         more = 0 if self.samples is not None else counted.more
         self._line = StartingLine(model, samples, more)
-        guidance = _inert(model, self.params)
+        guidance = _inert(model, self.params or {})
         if guidance is not None:
             print(f"ApplyL2: {guidance}")
         self._first = model.steps_per_execution - 1
@@ -372,7 +372,7 @@ def _inert(model: keras.Model, params: Mapping[str, Any]) -> str | None:
     return inert_sentence(
         [float(c) for c in found],
         optimizer,
-        params["epochs"] * steps // accumulated_steps(model),
+        params.get("epochs", 1) * steps // accumulated_steps(model),
         weights=sum(elements(v.shape) for _, v, _ in weights),
         start=updates(model),
     )
