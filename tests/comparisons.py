@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from keras_scaled_l2.experiments.records import (
+from keras_scaled_l2.experiments.results.comparison import Comparison
+from keras_scaled_l2.experiments.results.records import (
     ArmRecord,
-    Comparison,
     Cost,
+    Hyperparameters,
     RunRecord,
     Score,
-    Setting,
     Trial,
 )
 
@@ -47,7 +47,9 @@ def made_run(seed, *, data_loss=0.3, accuracy=0.9, penalty=0.5, epochs=6, **opti
             "test": Score(data_loss, accuracy, None if accuracy is None else 0.03),
             "seconds": 1.25,
             "final_cost": Cost(data_loss / 2 + penalty / 2, data_loss / 2, penalty / 2),
-            "setting": Setting(rule(6.0) if penalty else None, 0.0, 0.0),
+            "hyperparameters": Hyperparameters(
+                rule(6.0) if penalty else None, 0.0, 0.0
+            ),
             "coefficients": {path: 0.001 for path in PATHS} if penalty else {},
             "gradient_ratios": {
                 "start": pull,
@@ -58,7 +60,11 @@ def made_run(seed, *, data_loss=0.3, accuracy=0.9, penalty=0.5, epochs=6, **opti
             "kept_epoch": epochs,
             "steps": epochs * 47,
             "curves": curves,
-            "norms": {"weight": dict.fromkeys(PATHS, [30.0] * epochs)},
+            "norms": {
+                "weight": dict.fromkeys(PATHS, [30.0] * epochs),
+                "data_gradient": dict.fromkeys(PATHS, [1.0] * epochs),
+                "penalty_gradient": dict.fromkeys(PATHS, [penalty] * epochs),
+            },
             **options,
         }
     )
@@ -116,7 +122,7 @@ def six_arms(seeds=5, seed=0, *, regression=False, tuned=False, **options):
             extra = {}
             if tuned:
                 config = rule(6.0) if penalty else None
-                tried = [Setting(config, r, 0.0) for r in (rate / 2, rate)]
+                tried = [Hyperparameters(config, r, 0.0) for r in (rate / 2, rate)]
                 extra["trials"] = tuple(
                     Trial(s, loss + noise + 0.01 * k, 4) for k, s in enumerate(tried)
                 )
@@ -126,7 +132,9 @@ def six_arms(seeds=5, seed=0, *, regression=False, tuned=False, **options):
                     data_loss=loss + noise,
                     accuracy=None if regression else round(0.94 - noise, 3),
                     penalty=penalty,
-                    setting=Setting(rule(6.0) if penalty else None, rate, 0.0),
+                    hyperparameters=Hyperparameters(
+                        rule(6.0) if penalty else None, rate, 0.0
+                    ),
                     **extra,
                 )
             )

@@ -7,9 +7,9 @@ import pytest
 from comparisons import made_arm, made_comparison, made_run
 from scipy import stats
 
-from keras_scaled_l2.experiments.answer import seeds_to_decide
-from keras_scaled_l2.experiments.paired import contest
-from keras_scaled_l2.experiments.tables import first_screen
+from keras_scaled_l2.experiments.results.answer import seeds_to_decide
+from keras_scaled_l2.experiments.results.paired import compare_arms
+from keras_scaled_l2.experiments.results.summary import summarize
 
 
 def by_losses(command=None, **losses):
@@ -25,6 +25,10 @@ def by_losses(command=None, **losses):
     return dataclasses.replace(made_comparison(*arms), command=command)
 
 
+def first_screen(comparison):
+    return summarize(comparison).answer
+
+
 NOISE = np.random.default_rng(0).normal(scale=0.01, size=10)
 
 
@@ -32,9 +36,13 @@ def test_winner_is_told_with_size_certainty_and_strength():
     found = by_losses(none=0.5 + NOISE, l2=0.4 + NOISE[::-1])
     winner, certainty, strength = first_screen(found)
     assert winner.startswith("l2 won: its test data loss of 0.4")
-    assert "difference to none is -0.1 (20 %)" in certainty
+    assert (
+        "difference to none is -0.1 (20 %), with 95 % certainty within [-0.11, -0.0"
+        in certainty
+    )
     assert "is significant (corrected p 0.002)" in certainty
-    assert "keras.regularizers.L2(" in strength
+    assert "SampleL2(6) (as strong as kernel_regularizer=keras.reg" in strength
+    assert "L2(0.001))" in strength
 
 
 def test_best_arm_may_beat_none_and_not_its_neighbor():
@@ -42,8 +50,8 @@ def test_best_arm_may_beat_none_and_not_its_neighbor():
     found = by_losses(none=0.5 + NOISE, l2=0.4 + NOISE[::-1], sample=near)
     winner = first_screen(found)[0]
     assert "is better than none" in winner
-    assert "it cannot be told from" in winner
-    assert len(first_screen(found)) == 3
+    assert "it is not significantly different from sample." in winner
+    assert "its difference to sample is as it looks, about" in first_screen(found)[3]
 
 
 def test_none_may_be_the_best():
@@ -71,20 +79,22 @@ def test_undecided_comparison_still_names_what_is_sure():
     assert first_screen(found)[0].endswith("sure to be better than none: sample.")
 
 
-def test_arms_that_do_not_differ_are_said_to_be_equal():
+def test_difference_that_looks_like_none_is_said_to_take_too_many_seeds():
     found = by_losses(none=0.5 + NOISE, l2=0.5 + NOISE[::-1] + 1e-5)
-    assert "for practical purposes they are equal" in first_screen(found)[-1]
+    assert "takes more than 1000 seeds" in first_screen(found)[-1]
 
 
 def test_one_seed_is_said_to_be_luck_and_one_arm_is_no_comparison():
     (line,) = first_screen(by_losses("command", none=[0.5], l2=[0.4]))
     assert "may be luck. 6 seeds can tell: command --seeds 6" in line
-    assert first_screen(by_losses(none=[0.5])) == []
+    assert first_screen(by_losses(none=[0.5])) == ()
 
 
 def only_difference(values):
-    found = contest({"none": dict(enumerate(values)), "l2": dict.fromkeys(range(9), 0)})
-    return found.family("none")[0]
+    found = compare_arms(
+        {"none": dict(enumerate(values)), "l2": dict.fromkeys(range(9), 0)}
+    )
+    return found.versus("none")[0]
 
 
 @pytest.mark.parametrize("comparisons", [1, 15])

@@ -19,7 +19,8 @@ from keras_scaled_l2.experiments.architectures import (
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.problems import Source
-from keras_scaled_l2.experiments.records import Comparison, read_json
+from keras_scaled_l2.experiments.results.comparison import Comparison
+from keras_scaled_l2.experiments.results.files import read_json
 
 # Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
 pytestmark = pytest.mark.filterwarnings(

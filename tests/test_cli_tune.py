@@ -6,7 +6,7 @@ import pytest
 from keras_scaled_l2 import cli
 from keras_scaled_l2.experiments import TuningResult, tune
 from keras_scaled_l2.experiments.engine import Engine
-from keras_scaled_l2.experiments.records import read_json
+from keras_scaled_l2.experiments.results.files import read_json
 
 # Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
 pytestmark = pytest.mark.filterwarnings(

@@ -21,7 +21,7 @@ from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.problems import Source, split
 from keras_scaled_l2.experiments.progress import Bar, Lines, Silent, choose
-from keras_scaled_l2.experiments.records import read_json
+from keras_scaled_l2.experiments.results.files import read_json
 from keras_scaled_l2.scalars import LAYOUT
 
 # Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.

@@ -129,7 +129,10 @@ def violations(sources):
             found.append(f"{module} imports keras.src")
         if library and module != "__init__" and "regularizers" in within:
             found.append(f"{module} knows which rule made the coefficient")
-        if module in ("experiments.records", "experiments.errors") and "keras" in roots:
+        if (
+            module in ("experiments.results.records", "experiments.errors")
+            and "keras" in roots
+        ):
             found.append(f"{module} imports Keras")
         if module in ("tensorboard", "validation", "counts") and within - {
             "validation"
@@ -201,7 +204,7 @@ PLANTED = {
         "from keras_scaled_l2.regularizers import SampleL2",
         "probe knows which rule",
     ),
-    "experiments.records": ("import keras", "records imports Keras"),
+    "experiments.results.records": ("import keras", "records imports Keras"),
     "experiments.arms": ("import jax", "arms imports the backend"),
     "tensorboard": (
         "from keras_scaled_l2.costs import NAMES",

@@ -9,8 +9,11 @@ import pytest
 from comparisons import made_arm, made_comparison, made_run, rule, six_arms
 from scipy import stats
 
-from keras_scaled_l2.experiments import page, plots, tables
-from keras_scaled_l2.experiments.records import Setting
+from keras_scaled_l2.experiments.results import drawing, page, plots
+from keras_scaled_l2.experiments.results.comparison import Comparison
+from keras_scaled_l2.experiments.results.files import read_json, write_json
+from keras_scaled_l2.experiments.results.records import Hyperparameters
+from keras_scaled_l2.experiments.results.summary import summarize
 
 VOID = {"meta", "br"}
 
@@ -20,17 +23,19 @@ class Reader(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.rows, self.words = [], [], [], []
+        self.open, self.tags, self.tables, self.words = [], [], [], []
         self.feed(text)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
+        if tag == "table":
+            self.tables.append([])
         if tag == "tr":
-            self.rows.append([])
+            self.tables[-1].append([])
         if tag in ("td", "th"):
-            self.rows[-1].append("")
+            self.tables[-1][-1].append("")
         if tag not in VOID:
             self.open.append(tag)
 
@@ -44,7 +49,7 @@ class Reader(HTMLParser):
         if "style" not in self.open:
             self.words.append(data)
         if {"td", "th"} & set(self.open):
-            self.rows[-1][-1] += f" {data.strip()}"
+            self.tables[-1][-1][-1] += f" {data.strip()}"
 
     @property
     def text(self):
@@ -52,9 +57,14 @@ class Reader(HTMLParser):
 
     @property
     def table(self):
-        """Arm -> heading -> what stands in the cell."""
-        (_, *head), *rows = [[cell.strip() for cell in row] for row in self.rows]
-        return {name: dict(zip(head, row, strict=True)) for name, *row in rows}
+        """Arm -> heading -> what stands in its cell of any table, the first if two."""
+        found = {}
+        for table in self.tables:
+            (_, *head), *rows = [[cell.strip() for cell in row] for row in table]
+            for name, *row in rows:
+                for heading, cell in zip(head, row, strict=True):
+                    found.setdefault(name, {}).setdefault(heading, cell)
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +86,7 @@ def test_page_is_well_formed_and_has_unique_ids(made):
     headings = [tag for tag, _ in tags if tag in ("h1", "h2", "h3")]
     assert headings.count("h1") == 1
     assert headings[:2] == ["h1", "h2"]
-    assert headings.count("h3") == 4
+    assert headings.count("h3") == len(made[0].arms) + 5
 
 
 def test_page_refers_to_nothing_outside_of_itself(made):
@@ -100,14 +110,59 @@ def test_page_refers_to_nothing_outside_of_itself(made):
     assert {tag for tag, _ in tags}.isdisjoint({"script", "link", "img", "iframe"})
 
 
-def test_every_sentence_and_every_arm_is_there_and_the_sentences_first(made):
+def test_the_answer_stands_first_then_the_tables_then_what_follows(made):
     comparison, text = made
-    read = Reader(text)
-    sentences = tables.conclusions(comparison)
-    places = [read.text.index(" ".join(sentence.split())) for sentence in sentences]
+    read, summary = Reader(text), summarize(comparison)
+    shown = [*summary.answer, *(table.title for table in summary.tables)]
+    places = [read.text.index(" ".join(x.split())) for x in shown]
     assert places == sorted(places)
-    assert max(places) < read.text.index("What was compared")
+    after = [read.text.index(" ".join(x.split())) for x in summary.conclusions]
+    assert max(places) < min(after) <= max(after) < read.text.index("Figures")
     assert set(read.table) == {arm.name for arm in comparison.arms}
+
+
+def test_page_markdown_text_and_json_have_the_same_differences(no_figures, tmp_path):
+    comparison = six_arms(10)
+    write_json(tmp_path / "c.json", comparison.to_dict())
+    table = Reader(page.html(comparison)).table
+    by_loss = read_json(tmp_path / "c.json")["statistics"]["test_data_loss"]
+    shown = 0
+    for d in by_loss["differences"]:
+        if d["versus"] == "none":
+            ends = f"[{d['low_corrected']:.4f}, {d['high_corrected']:.4f}]"
+            cell = f"{d['mean']:+.4f} {ends}"
+            assert table[d["arm"]]["minus none"] == cell
+            assert table[d["arm"]]["corrected p"] == f"{d['p_corrected']:.3g}"
+            assert f"{cell}  " in comparison.table()
+            assert f"| {cell} | " in comparison.to_markdown()
+            shown += 1
+    assert shown == 5
+
+
+def test_an_arm_that_diverged_reads_the_same_everywhere(no_figures, tmp_path):
+    first, second, *rest = six_arms(3).arms
+    # The accuracy of outputs that are no numbers, which says nothing.
+    lost = made_run(1, data_loss=float("nan"), accuracy=0.1)
+    second = dataclasses.replace(second, runs=(second.runs[0], lost, second.runs[2]))
+    comparison = made_comparison(first, second, *rest)
+    write_json(tmp_path / "c.json", comparison.to_dict())
+    saved = read_json(tmp_path / "c.json")
+    arm, statistics = saved["arms"][1], saved["statistics"]
+    assert arm["diverged"] == [1]
+    for metric in ("test_data_loss", "test_accuracy", "test_calibration_error"):
+        assert arm["summary"][metric] == dict.fromkeys(["mean", "std", "low", "high"])
+    assert statistics["test_data_loss"]["diverged"] == ["l2"]
+    assert statistics["test_accuracy"]["diverged"] == ["l2"]
+    for shown in (comparison, Comparison.from_dict(saved)):
+        headings = ("test data loss", "test accuracy", "ECE", "gap", "minus none")
+        row = Reader(page.html(shown)).table["l2"]
+        assert [row[h] for h in headings] == ["diverged"] * len(headings)
+        text = [x for x in shown.table().splitlines() if x.startswith("l2  ")]
+        marked = [x for x in shown.to_markdown().splitlines() if x.startswith("| l2 |")]
+        for lines in (text, marked):
+            assert lines[0].count("diverged") == 4
+            assert all("diverged" in line for line in lines[-2:])
+        assert "0.6" not in " ".join(text[:1] + marked[:1])
 
 
 def test_page_says_what_was_compared_and_how_to_repeat_it(made):
@@ -119,9 +174,9 @@ def test_page_says_what_was_compared_and_how_to_repeat_it(made):
         "each seed draws its own split",
         "6 epochs of batches of 64",
         "SGD(learning_rate=0.05, momentum=0.9)",
-        "5 (0, 1, 2, 3, 4)",
+        "5 seeds (0, 1, 2, 3, 4)",
         "initial weights",
-        "nothing was tuned",
+        "as given, not tuned",
         "python 3.11.7, keras 3.15.1",
         "tensorflow",
         "a processor, 2 cores",
@@ -134,7 +189,7 @@ def test_figures_are_inline_named_and_each_says_how_to_read_it(made):
     comparison, text = made
     read = Reader(text)
     drawings = [attributes for tag, attributes in read.tags if tag == "svg"]
-    assert len(drawings) == len(plots.figures(comparison)) == 4
+    assert len(drawings) == len(plots.figures(comparison)) == 5
     for attributes, (heading, reading) in zip(
         drawings, page.READING.values(), strict=True
     ):
@@ -150,23 +205,15 @@ def test_table_holds_means_and_intervals(made):
         for heading, key in (
             ("test data loss", "data_loss"),
             ("test accuracy", "accuracy"),
-            ("ECE", "calibration_error"),
         ):
             values = arm.test(key)
             half = stats.t.ppf(0.975, 4) * stats.sem(values)
             mean = np.mean(values)
-            expected = f"{mean:.4f} {mean - half:.4f} to {mean + half:.4f}"
+            expected = f"{mean:.4f} [{mean - half:.4f}, {mean + half:.4f}]"
             assert table[arm.name][heading] == expected
-    assert table["l2"]["strength"] == "6 SampleL2"
-    assert table["none"]["strength"] == "-"
+    assert table["l2"]["penalty"] == "SampleL2(6)"
+    assert table["none"]["penalty"] == "-"
     assert table["dropout"]["dropout"] == "0.5"
-    run = comparison.arms[3].runs[0]
-    assert table["sample"]["ms per step"].startswith(f"{1250 / run.steps:.2f} ")
-    shares = [x.final_cost.penalty / x.final_cost.total for x in comparison["l2"].runs]
-    assert table["l2"]["penalty share"].startswith(f"{np.mean(shares):.1%} ")
-    assert table["none"]["penalty share"] == "-"
-    gaps = [1.0 - x.test.accuracy for x in comparison["l2"].runs]
-    assert table["l2"]["gap"].startswith(f"{np.mean(gaps):+.4f} ")
 
 
 @pytest.mark.parametrize("field", ["problem", "architecture", "device", "arm"])
@@ -187,14 +234,14 @@ def test_colors_follow_the_page_but_texts_stay(made):
     assert not re.search(r'style="[^"]*#[0-9a-f]{6}', drawings)
     defined = set(re.findall(r"(--\w+):", text))
     assert set(re.findall(r"var\((--\w+)\)", text)) <= defined
-    named = page.html(made_comparison(made_arm(plots.INK, [made_run(0)])))
-    assert f">{plots.INK}</text>" in named
+    named = page.html(made_comparison(made_arm(drawing.INK, [made_run(0)])))
+    assert f">{drawing.INK}</text>" in named
 
 
 def test_dark_colors_stand_out_from_the_dark_page():
-    paper = luminance(page.DARK[plots.PAPER])
-    for color in plots.COLORS:
-        assert contrast(luminance(color), luminance(plots.PAPER)) >= 3
+    paper = luminance(page.DARK[drawing.PAPER])
+    for color in drawing.COLORS:
+        assert contrast(luminance(color), luminance(drawing.PAPER)) >= 3
         assert contrast(luminance(page.DARK[color]), paper) >= 3
 
 
@@ -211,19 +258,19 @@ def contrast(a, b):
     return (max(a, b) + 0.05) / (min(a, b) + 0.05)
 
 
-def test_tuned_strengths_are_told_by_seed(no_figures):
+def test_tuned_strengths_are_told_with_their_range(no_figures):
     runs = [
-        made_run(i, setting=Setting(rule(strength), 0.5, 0.0))
+        made_run(i, hyperparameters=Hyperparameters(rule(strength), 0.5, 0.0))
         for i, strength in enumerate((3.0, 6.0, 6.0))
     ]
-    grid = [Setting(rule(strength), 0.5, 0.0) for strength in (3.0, 6.0)]
+    grid = [Hyperparameters(rule(strength), 0.5, 0.0) for strength in (3.0, 6.0)]
     tuned = made_arm("sample", runs, grid=grid)
     given = made_arm("none", [made_run(i, penalty=0.0) for i in range(3)], penalty=0.0)
     read = Reader(page.html(made_comparison(tuned, given)))
-    assert read.table["sample"]["strength"] == "3 SampleL2 (1 of 3) 6 SampleL2 (2 of 3)"
+    assert read.table["sample"]["penalty"] == "SampleL2(3 .. 6)"
     assert read.table["sample"]["dropout"] == "0.5"
-    assert "sample (2 trials); given beforehand for none" in read.text
-    assert "nothing was tuned" not in read.text
+    assert "sample (2 trials); as given: none" in read.text
+    assert "not tuned" not in read.text
 
 
 def test_regression_has_no_column_of_accuracy(no_figures):
@@ -231,30 +278,33 @@ def test_regression_has_no_column_of_accuracy(no_figures):
     row = read.table["l2"]
     assert {"test accuracy", "ECE", "weight decay"}.isdisjoint(row)
     assert "test data loss" in row
-    assert "gap: test - train data loss" in read.text
+    assert "in a regression test - train data loss" in read.text
 
 
 def test_early_stopping_is_told(no_figures):
     text = Reader(page.html(six_arms(1, patience=4))).text
     assert "at most 6 epochs" in text
-    assert "after 4 epochs without a lower validation data loss" in text
+    assert "stopped early after 4 epochs without a lower validation data loss" in text
 
 
 def test_older_records_and_none_at_all_make_a_page():
-    runs = [made_run(0, curves={}, gradient_ratios={}, final_cost=None, steps=None)]
+    runs = [
+        made_run(
+            0, curves={}, gradient_ratios={}, norms={}, final_cost=None, steps=None
+        )
+    ]
     read = Reader(page.html(made_comparison(made_arm("l2", runs))))
-    assert {"penalty share", "ms per step"}.isdisjoint(read.table["l2"])
+    assert {"gradient ratio", "ms per step"}.isdisjoint(read.table["l2"])
     assert read.text.count("Test results, seed by seed") == 1
     assert "Learning curves" not in read.text
     empty = Reader(page.html(made_comparison(made_arm("l2", []))))
     assert "no run is finished yet" in empty.text
-    assert empty.table["l2"]["test data loss"] == "-"
+    assert empty.table == {"l2": {"penalty": "SampleL2(6)", "coefficient c": "0.001"}}
     assert "svg" not in {tag for tag, _ in empty.tags}
 
 
-def test_diverged_arm_and_missing_seeds_are_told(no_figures):
+def test_missing_seeds_are_told(no_figures):
     first, second = six_arms(3).arms[:2]
-    lost = dataclasses.replace(second, runs=(made_run(0, data_loss=float("nan")),))
-    read = Reader(page.html(made_comparison(first, lost)))
-    assert read.table["l2"]["test data loss"] == "diverged"
-    assert "not every arm has finished all of them" in read.text
+    cut = dataclasses.replace(second, runs=second.runs[:1])
+    text = Reader(page.html(made_comparison(first, cut))).text
+    assert "not every arm has finished all of them" in text

@@ -9,22 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from keras_scaled_l2.experiments import paired
-from keras_scaled_l2.experiments.paired import (
-    contest,
+from keras_scaled_l2.experiments.results import paired
+from keras_scaled_l2.experiments.results.paired import (
+    compare_arms,
     holm,
     least_seeds,
-    paired_difference,
     sign_flip_p,
 )
-from keras_scaled_l2.experiments.spread import mean_std
+from keras_scaled_l2.experiments.results.spread import mean_std
 
 ARMS = ("none", "l2", "scaled", "sample", "dropout", "sample+dropout")
 PAIRS = 15
 
 
 def by_seed(values):
-    """Rows of numbers as a contest takes them: arm -> seed -> value."""
+    """Rows of numbers as compare_arms takes them: arm -> seed -> value."""
     return {
         arm: dict(enumerate(map(float, row)))
         for arm, row in zip(ARMS, values, strict=False)
@@ -118,16 +117,6 @@ def test_holm_rejects_as_its_closed_test_does(p_values):
         assert corrected == pytest.approx(closed)
 
 
-def test_paired_difference_is_students_interval():
-    a, b = [0.9, 0.8, 0.95, 0.7], [0.7, 0.75, 0.8, 0.6]
-    found = paired_difference(a, b)
-    low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((low, high))
-    wider = paired_difference(a, b, comparisons=5)
-    low, high = stats.ttest_rel(a, b).confidence_interval(1 - 0.05 / 5)
-    assert (wider.low, wider.high) == pytest.approx((low, high))
-
-
 def test_mean_has_students_interval():
     values = [0.9, 0.8, 0.95, 0.7]
     found = mean_std(values)
@@ -137,10 +126,11 @@ def test_mean_has_students_interval():
 
 def test_seeds_that_agree_by_chance_prove_nothing():
     # Both seeds differ by exactly one example of 1000.
-    found = paired_difference([0.901, 0.902], [0.900, 0.901], resolution=0.001)
-    assert found.low < 0 < found.high
-    one = paired_difference([1.0], [0.0])
-    assert (one.mean, one.low, one.high) == (1.0, None, None)
+    values = by_seed([[0.900, 0.901], [0.901, 0.902]])
+    (found,) = compare_arms(values, resolution=0.001).differences
+    assert (found.std, found.low < 0 < found.high) == (0.001, True)
+    (one,) = compare_arms(by_seed([[0.0], [1.0]])).differences
+    assert (one.mean, one.std, one.low, one.high_corrected) == (1.0, None, None, None)
 
 
 @pytest.mark.parametrize(("comparisons", "seeds"), [(1, 6), (5, 8), (15, 10)])
@@ -150,12 +140,12 @@ def test_least_seeds_is_where_the_test_can_reject(comparisons, seeds):
     assert comparisons * sign_flip_p([1.0] * (seeds - 1)) > 0.05
 
 
-def test_contest_corrects_for_all_pairs_of_arms():
+def test_comparison_corrects_for_all_pairs_of_arms():
     values = np.random.default_rng(1).normal(size=(6, 7)) + np.arange(6)[:, None] / 3
-    found = contest(by_seed(values))
+    found = compare_arms(by_seed(values))
     best = int(values.mean(1).argmin())
     assert found.best == ARMS[best]
-    to_none = found.family("none")
+    to_none = found.versus("none")
     raw = [reference_p(values[i] - values[0]) for i in range(1, 6)]
     assert [d.arm for d in to_none] == list(ARMS[1:])
     assert [d.p for d in to_none] == pytest.approx(raw)
@@ -164,9 +154,9 @@ def test_contest_corrects_for_all_pairs_of_arms():
     for d in found.differences:
         pair = tuple(sorted((ARMS.index(d.arm), ARMS.index(d.versus))))
         assert d.p_corrected == pytest.approx(corrected[pairs.index(pair)])
-    assert {d.versus for d in found.family("best")} == {ARMS[best]}
-    assert found.comparisons == PAIRS
-    for d in found.differences:
+    assert {d.versus for d in found.versus(found.best)} == {ARMS[best]}
+    assert len(found.differences) == PAIRS
+    for d in (*found.differences, *found.versus(ARMS[-1])):
         test = stats.ttest_rel(values[ARMS.index(d.arm)], values[ARMS.index(d.versus)])
         assert (d.low, d.high) == pytest.approx(test.confidence_interval(0.95))
         assert (d.low_corrected, d.high_corrected) == pytest.approx(
@@ -175,29 +165,30 @@ def test_contest_corrects_for_all_pairs_of_arms():
         assert d.seeds == 7
 
 
-def test_contest_looks_for_the_highest_if_higher_is_better():
+def test_comparison_looks_for_the_highest_if_higher_is_better():
     values = by_seed([[0.9, 0.91], [0.95, 0.96]])
-    assert contest(values, higher_is_better=True).best == "l2"
-    assert contest(values).best == "none"
+    assert compare_arms(values, higher_is_better=True).best == "l2"
+    assert compare_arms(values).best == "none"
 
 
-def test_contest_leaves_out_arms_that_diverged_and_names_them():
-    found = contest(by_seed([[1.0, 2.0], [math.nan, 1.0], [0.5, 1.0], [1.0, math.inf]]))
+def test_comparison_leaves_out_arms_that_diverged_and_names_them():
+    found = compare_arms(
+        by_seed([[1.0, 2.0], [math.nan, 1.0], [0.5, 1.0], [1.0, math.inf]])
+    )
     assert found.diverged == ("l2", "sample")
-    assert {d.arm for d in found.differences} == {"none", "scaled"}
-    assert found.comparisons == 1
+    assert [(d.arm, d.versus) for d in found.differences] == [("scaled", "none")]
 
 
-def test_contest_takes_the_seeds_that_all_arms_share():
-    found = contest({"none": {0: 1.0, 2: 3.0, 1: 9.0}, "l2": {2: 2.0, 0: 0.5}})
+def test_comparison_takes_the_seeds_that_all_arms_share():
+    found = compare_arms({"none": {0: 1.0, 2: 3.0, 1: 9.0}, "l2": {2: 2.0, 0: 0.5}})
     assert found.seeds == 2
     assert found.means == {"none": 2.0, "l2": 1.25}
-    assert found.family("none")[0].mean == -0.75
+    assert found.versus("none")[0].mean == -0.75
 
 
-def test_contest_of_arms_that_are_level_has_no_winner():
+def test_comparison_of_arms_that_are_level_has_no_winner():
     values = by_seed([[0.9, 0.8], [0.8, 0.9], [0.1, 0.2]])
-    found = contest(values, higher_is_better=True, resolution=0.001)
+    found = compare_arms(values, higher_is_better=True, resolution=0.001)
     assert found.best == "none"
     assert found.level == ("none", "l2")
 
@@ -211,24 +202,24 @@ def test_contest_of_arms_that_are_level_has_no_winner():
         {"none": {0: math.nan}, "l2": {0: 1.0}},
     ],
 )
-def test_contest_of_nothing_has_no_best(values):
-    found = contest(values)
+def test_comparison_of_nothing_has_no_best(values):
+    found = compare_arms(values)
     assert found.best is None
     assert found.differences == ()
 
 
-def test_clear_takes_both_the_p_and_the_interval():
+def test_significant_takes_both_the_p_and_the_interval():
     # Over 3 seeds the interval leaves out 0, but no sign-flip test can reject.
-    few = contest(by_seed([[1.0, 1.1, 1.0], [0.1, 0.2, 0.1]])).family("none")[0]
+    few = compare_arms(by_seed([[1.0, 1.1, 1.0], [0.1, 0.2, 0.1]])).versus("none")[0]
     assert few.high_corrected < 0
-    assert not few.is_clear
+    assert not few.is_significant
     # One seed makes nearly all of the difference: the p hears signs only.
-    wide = contest(by_seed([[0.0] * 8, [0.1] * 7 + [20.0]])).family("none")[0]
+    wide = compare_arms(by_seed([[0.0] * 8, [0.1] * 7 + [20.0]])).versus("none")[0]
     assert wide.p_corrected <= 0.05
     assert wide.low_corrected < 0
-    assert not wide.is_clear
-    many = contest(by_seed([[1.0, 1.1] * 4, [0.1, 0.2] * 4])).family("none")[0]
-    assert many.is_clear
+    assert not wide.is_significant
+    many = compare_arms(by_seed([[1.0, 1.1] * 4, [0.1, 0.2] * 4])).versus("none")[0]
+    assert many.is_significant
 
 
 DRAWS = 1500
@@ -242,9 +233,11 @@ def test_no_difference_is_rejected_in_at_most_a_twentieth_of_the_cases(noise):
     rejected = {"any": 0, "said": 0}
     for _ in range(DRAWS):
         luck = random.normal(size=10)
-        found = contest(by_seed(getattr(random, NOISE[noise])(size=(6, 10)) + luck))
+        found = compare_arms(
+            by_seed(getattr(random, NOISE[noise])(size=(6, 10)) + luck)
+        )
         rejected["any"] += any(d.p_corrected <= 0.05 for d in found.differences)
-        rejected["said"] += any(d.is_clear for d in found.differences)
+        rejected["said"] += any(d.is_significant for d in found.differences)
     assert all(count / DRAWS <= AT_MOST for count in rejected.values()), rejected
     # A test that never rejects would pass the above.
     assert rejected["any"] / DRAWS > 0.015
@@ -267,10 +260,10 @@ def test_intervals_cover_a_difference_that_is_known():
     alone, together = 0, {"none": 0, "best": 0}
     for _ in range(draws):
         values = true[:, None] + random.normal(size=(6, 5)) + random.normal(size=5)
-        found = contest(by_seed(values))
-        for family in together:
+        found = compare_arms(by_seed(values))
+        for family, versus in (("none", "none"), ("best", found.best)):
             held = True
-            for d in found.family(family):
+            for d in found.versus(versus):
                 known = true[ARMS.index(d.arm)] - true[ARMS.index(d.versus)]
                 held &= d.low_corrected <= known <= d.high_corrected
                 # The best arm was picked: only to none is one alone to be trusted.

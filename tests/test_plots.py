@@ -11,10 +11,11 @@ import pytest
 from comparisons import PATHS, made_arm, made_comparison, made_run, six_arms
 from scipy import stats
 
-from keras_scaled_l2.experiments import plots
 from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.results import drawing, gradient_plots, plots
 
 NAMES = ["learning_curves", "metrics_by_arm", "cost_split", "gradient_ratios"]
+NAMES.append("gradient_ratio_by_epoch")
 
 
 def lines(axes):
@@ -118,8 +119,9 @@ def test_diverged_seed_ends_the_line_and_is_counted():
     assert "l2 (1 of 3 diverged)" in labels
     metrics = lines(plots.metrics_by_arm(comparison).axes[0])
     assert "l2, mean" not in metrics
-    assert np.isnan(metrics["l2"][0]).tolist() == [False, False, True]
-    drawn = lines(plots.gradient_ratios(comparison).axes[0])
+    for axes in plots.metrics_by_arm(comparison).axes:
+        assert np.isnan(lines(axes)["l2"][0]).tolist() == [False, False, True]
+    drawn = lines(gradient_plots.gradient_ratios(comparison).axes[0])
     assert np.isnan(drawn["l2, end"][0]).tolist() == [True, False, False]
 
 
@@ -209,7 +211,7 @@ def test_figure_is_laid_out_once_and_files_do_not_move_it():
     # Beside the labels of the panel, not where matplotlib begins.
     assert places[0][0] != pytest.approx(0.125)
     for kind in ("png", "svg"):
-        plots.render(figure, kind)
+        drawing.render(figure, kind)
         assert [axes.get_position().bounds for axes in figure.axes] == places
 
 
@@ -226,7 +228,7 @@ def test_gradient_ratios_are_medians_at_start_and_end():
         for i, ratio in enumerate(ratios)
     ]
     none = six_arms(3).arms[0]
-    figure = plots.gradient_ratios(made_comparison(none, made_arm("l2", runs)))
+    figure = gradient_plots.gradient_ratios(made_comparison(none, made_arm("l2", runs)))
     axes = figure.axes[0]
     drawn = lines(axes)
     np.testing.assert_allclose(drawn["l2, start"][0], [5.0] * 3)
@@ -237,15 +239,35 @@ def test_gradient_ratios_are_medians_at_start_and_end():
     assert ticks == ["hidden_1/kernel", "hidden_2/kernel", "output/kernel"]
 
 
+def test_ratio_by_epoch_is_the_median_over_weights_and_the_mean_over_seeds():
+    def run(seed, factor):
+        rows = [np.array([1.0, 4.0]) * factor * n for n in (1, 2, 30)]
+        norms = {
+            "data_gradient": {path: [2.0, 4.0] for path in PATHS},
+            "penalty_gradient": dict(zip(PATHS, map(list, rows), strict=True)),
+        }
+        return made_run(seed, norms=norms)
+
+    none = six_arms(2).arms[0]
+    l2 = made_arm("l2", [run(0, 1.0), run(1, 5.0)])
+    figure = gradient_plots.gradient_ratio_by_epoch(made_comparison(none, l2))
+    drawn = lines(figure.axes[0])
+    np.testing.assert_allclose(drawn["l2"], [[1, 2], [3.0, 6.0]])
+    assert set(drawn) == {"l2", "1"}
+    assert figure.axes[0].get_yscale() == "log"
+    assert gradient_plots.gradient_ratio_by_epoch(made_comparison(none)) is None
+
+
 def test_an_arm_has_the_same_color_everywhere():
     comparison = six_arms(3)
-    color = plots.COLORS[3]
-    curves, metrics, costs, ratios = plots.figures(comparison).values()
+    color = drawing.COLORS[3]
+    curves, metrics, costs, ratios, by_epoch = plots.figures(comparison).values()
     for axes, label in (
         (curves.axes[0], "sample"),
         (metrics.axes[0], "sample"),
         (costs.axes[3], "penalty"),
         (ratios.axes[0], "sample, end"),
+        (by_epoch.axes[0], "sample"),
     ):
         (line,) = [line for line in axes.lines if line.get_label() == label]
         assert line.get_color() == color
@@ -253,10 +275,10 @@ def test_an_arm_has_the_same_color_everywhere():
 
 def test_twelve_arms_all_look_different():
     arms = [made_arm(f"arm-{i}", [made_run(0)]) for i in range(12)]
-    looks = plots.looks(made_comparison(*arms))
-    assert len({(look.color, look.marker) for look in looks}) == 12
+    every = drawing.styles(made_comparison(*arms))
+    assert len({(x.color, x.marker) for x in every}) == 12
     unfinished = made_comparison(made_arm("none", []), *arms[1:])
-    assert [x.color for x in plots.looks(unfinished)] == [x.color for x in looks[1:]]
+    assert [x.color for x in drawing.styles(unfinished)] == [x.color for x in every[1:]]
 
 
 def test_regression_has_no_accuracy():
@@ -275,7 +297,7 @@ def test_regression_has_no_accuracy():
 def test_figures_without_records_are_left_out():
     comparison = six_arms(2)
     assert list(plots.figures(comparison)) == NAMES
-    older = with_runs(comparison, curves={}, gradient_ratios={})
+    older = with_runs(comparison, curves={}, gradient_ratios={}, norms={})
     assert list(plots.figures(older)) == ["metrics_by_arm"]
     assert plots.figures(made_comparison(made_arm("none", []))) == {}
 
@@ -327,7 +349,7 @@ def test_save_figures_writes_png_and_svg_and_takes_old_ones_away(tmp_path):
     assert [path.relative_to(tmp_path / "figures").name for path in written] == expected
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(expected)
     assert written[0].read_bytes().startswith(b"\x89PNG")
-    older = with_runs(six_arms(2), curves={}, gradient_ratios={})
+    older = with_runs(six_arms(2), curves={}, gradient_ratios={}, norms={})
     plots.save_figures(older, tmp_path)
     left = sorted(p.name for p in (tmp_path / "figures").iterdir())
     assert left == ["metrics_by_arm.png", "metrics_by_arm.svg"]
@@ -350,7 +372,7 @@ def test_save_figures_leaves_the_old_file_whole_when_it_fails(tmp_path, monkeypa
 
 def test_svg_is_the_same_each_time_and_its_text_is_text():
     first, second = (
-        plots.render(plots.metrics_by_arm(six_arms(3)), "svg") for _ in range(2)
+        drawing.render(plots.metrics_by_arm(six_arms(3)), "svg") for _ in range(2)
     )
     assert first == second
     svg = first.decode()
@@ -360,7 +382,7 @@ def test_svg_is_the_same_each_time_and_its_text_is_text():
 
 def test_a_dollar_in_a_name_is_a_dollar():
     comparison = made_comparison(made_arm("a$\\frac$b", [made_run(0)]))
-    svg = plots.render(plots.metrics_by_arm(comparison), "svg").decode()
+    svg = drawing.render(plots.metrics_by_arm(comparison), "svg").decode()
     assert "a$\\frac$b" in svg
 
 
@@ -368,13 +390,13 @@ def test_drawing_leaves_matplotlib_as_it_was():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    plots.render(plots.metrics_by_arm(six_arms(1)), "png")
+    drawing.render(plots.metrics_by_arm(six_arms(1)), "png")
     assert dict(matplotlib.rcParams) == before
     assert "import matplotlib" not in module_level()
 
 
 def module_level():
-    source = pathlib.Path(plots.__file__).read_text(encoding="utf-8")
+    source = pathlib.Path(drawing.__file__).read_text(encoding="utf-8")
     return "\n".join(x for x in source.splitlines() if not x.startswith(" "))
 
 

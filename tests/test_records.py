@@ -5,26 +5,37 @@ import dataclasses
 import json
 import math
 import os
+import pathlib
+import re
 
 import numpy as np
 import pytest
-from comparisons import made_arm, made_comparison, made_run, six_arms
+from comparisons import made_arm, made_comparison, made_run, rule, six_arms
 from scipy import stats
 
 from keras_scaled_l2.experiments.errors import InputError
-from keras_scaled_l2.experiments.records import (
-    ArmRecord,
-    Comparison,
-    Cost,
-    RunRecord,
-    Score,
-    Setting,
+from keras_scaled_l2.experiments.results import records
+from keras_scaled_l2.experiments.results.comparison import Comparison
+from keras_scaled_l2.experiments.results.files import (
     read_json,
     write_json,
     write_text,
 )
-from keras_scaled_l2.experiments.spread import mean_std
-from keras_scaled_l2.experiments.tables import conclusions
+from keras_scaled_l2.experiments.results.records import (
+    ArmRecord,
+    Cost,
+    Hyperparameters,
+    RunRecord,
+    Score,
+)
+from keras_scaled_l2.experiments.results.spread import mean_std
+from keras_scaled_l2.experiments.results.summary import summarize
+
+PAGE = pathlib.Path(__file__).parent.parent / "docs" / "compare.md"
+
+
+def conclusions(comparison):
+    return summarize(comparison).conclusions
 
 
 def run(seed, accuracy=0.9, data_loss=0.3, penalty=0.5):
@@ -69,89 +80,32 @@ def comparison(*arms):
 
 
 def keys(value):
-    """The nested keys of a dictionary; of a list, those of its first entry."""
+    """The nested keys of a dictionary; of a list, those of its first entry.
+
+    What follows from the user's network or its rules is one entry, under "...".
+    """
     if isinstance(value, dict):
+        free = any("/" in key for key in value) or "module" in value
+        if free or value.keys() & {"keras", "learning_rate"}:
+            value = {"...": next(iter(value.values()))}
         return {key: keys(item) for key, item in value.items()}
     return [keys(value[0])] if isinstance(value, list) and value else None
 
 
-def test_comparison_has_exactly_the_fields_of_format_1(tmp_path):
-    arms = [
-        made_arm("none", [made_run(0, penalty=0.0)], penalty=0.0),
-        made_arm("l2", [made_run(0)]),
-    ]
-    data = json.loads(json.dumps(made_comparison(*arms[::-1]).to_dict()))
-    run = data["arms"][0]["runs"][0]
-    score = dict.fromkeys(["data_loss", "accuracy", "calibration_error"])
-    cost = dict.fromkeys(["total", "data", "penalty"])
-    spread = dict.fromkeys(["mean", "std", "low", "high"])
-    knobs = {
-        "rule": keys(run["setting"]["rule"]),
-        "dropout": None,
-        "weight_decay": None,
-    }
-    ends = ["low", "high", "low_corrected", "high_corrected", "p", "p_corrected"]
-    difference = dict.fromkeys(
-        ["arm", "versus", "family", "seeds", "mean", "std", *ends]
-    )
-    by_metric = {"best": None, "differences": [difference]}
-    # Format 1 as it was first written: nothing of it may be renamed or left out.
-    first = "format problem architecture weights backend device epochs batch_size"
-    added = "split patience task command"
-    assert keys(data) == {
-        **dict.fromkeys([*first.split(), *added.split()]),
-        "versions": dict.fromkeys(["python", "keras"]),
-        "samples": dict.fromkeys(["train", "validation", "test"]),
-        "optimizer": keys(data["optimizer"]),
-        "arms": [
-            {
-                "name": None,
-                "rule": keys(run["setting"]["rule"]),
-                "dropout": None,
-                "coefficients": keys(run["coefficients"]),
-                "runs": [
-                    {
-                        "seed": None,
-                        "starting_cost": cost,
-                        "train": score,
-                        "validation": score,
-                        "test": score,
-                        "seconds": None,
-                        "final_cost": cost,
-                        "setting": knobs,
-                        "coefficients": keys(run["coefficients"]),
-                        "gradient_ratios": keys(run["gradient_ratios"]),
-                        "weight_norms": {"start": None, "end": None},
-                        "curves": keys(run["curves"]),
-                        "norms": keys(run["norms"]),
-                        "trials": None,
-                        **dict.fromkeys(["best_epoch", "kept_epoch", "steps"]),
-                    }
-                ],
-                "weight_decay": None,
-                "grid": None,
-                "summary": {
-                    "test_accuracy": spread,
-                    "test_data_loss": spread,
-                    "test_calibration_error": spread,
-                },
-            }
-        ],
-        "statistics": {
-            "test_data_loss": by_metric,
-            "test_accuracy": by_metric,
-            "answer": [None],
-            "conclusions": [None],
-        },
-    }
-    assert data["format"] == 1
+def test_file_has_exactly_the_keys_that_the_page_names():
+    made = six_arms(2, tuned=True, patience=3)
+    arm = dataclasses.replace(made["sample"], grid=(Hyperparameters(rule(6.0)),))
+    found = json.loads(json.dumps(made_comparison(arm, *made.arms).to_dict()))
+    (block,) = re.findall(r"```json\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    assert keys(found) == keys(json.loads(block))
+    assert found["format"] == json.loads(block)["format"] == 1
 
 
 def test_statistics_in_the_file_are_the_differences_and_the_sentences(tmp_path):
     comparison = six_arms(10)
     write_json(tmp_path / "c.json", comparison.to_dict())
     found = read_json(tmp_path / "c.json")["statistics"]
-    assert found["conclusions"] == conclusions(comparison)
+    assert found["conclusions"] == list(conclusions(comparison))
     by_loss = found["test_data_loss"]
     means = {arm.name: np.mean(arm.test("data_loss")) for arm in comparison.arms}
     assert by_loss["best"] == min(means, key=means.get)
@@ -161,11 +115,12 @@ def test_statistics_in_the_file_are_the_differences_and_the_sentences(tmp_path):
     ).confidence_interval(0.95)
     assert (first["arm"], first["versus"], first["seeds"]) == ("l2", "none", 10)
     assert (first["low"], first["high"]) == pytest.approx(tuple(reference))
-    assert len(by_loss["differences"]) == 10
+    pairs = {(d["arm"], d["versus"]) for d in by_loss["differences"]}
+    assert len(pairs) == len(by_loss["differences"]) == 15
 
 
 def test_statistics_of_a_regression_and_of_nothing_are_there_and_empty():
-    nothing = {"best": None, "differences": []}
+    nothing = {"best": None, "diverged": [], "differences": []}
     assert six_arms(2, regression=True).to_dict()["statistics"]["test_accuracy"] == (
         nothing
     )
@@ -208,8 +163,12 @@ def test_another_format_is_refused():
         Comparison.from_dict({**comparison().to_dict(), "format": 2})
 
 
+def summary_of(arm):
+    return comparison(arm).to_dict()["arms"][0]["summary"]
+
+
 def test_summary_is_mean_and_sample_deviation():
-    summary = arm("l2", 0.9, 0.7, 0.8, losses=[1.0, 2.0, 4.0]).to_dict()["summary"]
+    summary = summary_of(arm("l2", 0.9, 0.7, 0.8, losses=[1.0, 2.0, 4.0]))
     assert summary["test_accuracy"]["mean"] == pytest.approx(0.8)
     assert summary["test_accuracy"]["std"] == pytest.approx(
         np.std([0.9, 0.7, 0.8], ddof=1)
@@ -221,7 +180,7 @@ def test_summary_is_mean_and_sample_deviation():
 
 
 def test_one_seed_has_no_spread_and_a_regression_no_accuracy():
-    one = arm("l2", None, losses=[2.0]).to_dict()["summary"]
+    one = summary_of(arm("l2", None, losses=[2.0]))
     nothing = dict.fromkeys(["std", "low", "high"])
     assert one["test_data_loss"] == {"mean": 2.0, **nothing}
     assert one["test_accuracy"] == {"mean": None, **nothing}
@@ -283,18 +242,18 @@ SURE = [[0.99, 0.98] * 4, [0.90, 0.91] * 4]
     [
         (
             [arm("none", *SURE[1]), arm("l2", *SURE[0])],
-            "l2 won with 0.9850: over 8 seeds it is told apart from none "
+            "l2 won with 0.9850: over 8 seeds it is significantly different from none "
             "(corrected p 0.00781).",
         ),
         (
             # The intervals leave out 0, but three seeds cannot be enough.
             [arm("none", 0.9, 0.91, 0.9), arm("l2", 0.99, 0.989, 0.991)],
-            "no arm won: l2 is ahead with 0.9900, but over 3 seeds l2 is not told",
+            "l2 is ahead with 0.9900, but over 3 seeds it is not significantly",
         ),
         (
             [arm("none", 0.90, 0.95, 0.85), arm("l2", 0.92, 0.90, 0.91)],
-            "not told apart from none (-0.1483 .. +0.1283); the differences to l2 in "
-            "brackets remain possible.",
+            "not significantly different from none [-0.1483, 0.1283]; the differences "
+            "to l2 in brackets remain possible.",
         ),
         ([arm("none", 0.9), arm("l2", 0.99)], "0.9900; one seed may be luck."),
         (
@@ -303,8 +262,8 @@ SURE = [[0.99, 0.98] * 4, [0.90, 0.91] * 4]
         ),
         (
             [arm("none", *SURE[1]), arm("l2", *SURE[1]), arm("scaled", *SURE[0])],
-            "scaled won with 0.9850: over 8 seeds it is told apart from none and l2 "
-            "(corrected p 0.0234 at most).",
+            "scaled won with 0.9850: over 8 seeds it is significantly different from "
+            "none and l2 (corrected p 0.0234 at most).",
         ),
         (
             [arm("l2", *SURE[1]), arm("sample", *SURE[0])],
@@ -327,10 +286,10 @@ def test_conclusion_by_loss_looks_for_the_smallest():
     assert "By test accuracy no arm won: none and l2 are level" in by_accuracy
 
 
-def test_conclusion_says_from_which_arms_the_best_is_told_apart():
+def test_conclusion_says_which_arms_are_significantly_different():
     (line, *_) = conclusions(six_arms(10))
-    assert "sample+dropout is not told apart from l2 (-0.0017 .. +0.0169), " in line
-    assert line.endswith("It is told apart from none and scaled.")
+    assert "it is not significantly different from l2 [-0.0017, 0.0169], " in line
+    assert line.endswith("It is significantly different from none and scaled.")
 
 
 def test_conclusion_against_none_says_better_worse_and_open():
@@ -342,8 +301,8 @@ def test_conclusion_against_none_says_better_worse_and_open():
     ]
     line = conclusions(comparison(*arms))[1]
     assert line.startswith(
-        "By test data loss against none: l2 is better; scaled is worse; not told apart "
-        "is sample (-0.0"
+        "By test data loss against none: l2 is significantly better; scaled is "
+        "significantly worse; no significant difference of sample [-0.0"
     )
 
 
@@ -378,24 +337,26 @@ def test_conclusion_tells_of_arms_that_diverged():
 def test_conclusion_says_what_was_tuned():
     given = six_arms(2)
     assert "not tuned" in conclusions(given)[-1]
-    tuned = dataclasses.replace(given["l2"], grid=(Setting(), Setting(), Setting()))
+    tuned = dataclasses.replace(
+        given["l2"], grid=(Hyperparameters(), Hyperparameters(), Hyperparameters())
+    )
     found = conclusions(made_comparison(given["none"], tuned))[-1]
     assert found == (
         "Tuned for each seed on its validation data: l2 (3 trials); as given: none."
     )
 
 
-def test_setting_says_early_stopping_and_split():
+def test_setup_says_early_stopping_and_split():
     flat = " ".join(six_arms(2, patience=3).table().split())
     assert "each seed draws its own split; at most 6 epochs" in flat
     assert "stopped early after 3 epochs without a lower validation data loss" in flat
     other = " ".join(six_arms(2, split="given").table().split())
-    assert "split;" not in other
-    assert "test; 6 epochs of batches of 64; 2 seeds; tensorflow" in other
+    assert "the same split for all seeds" in other
+    assert "6 epochs of batches of 64; 2 seeds (0, 1); tensorflow" in other
 
 
 @pytest.mark.parametrize("noise", ["normal", "standard_exponential"])
-def test_no_arm_is_told_apart_by_chance_in_more_than_a_twentieth_of_the_cases(noise):
+def test_chance_is_called_significant_in_at_most_a_twentieth_of_the_cases(noise):
     random = np.random.default_rng(0)
     names = ("none", "l2", "scaled", "sample", "dropout", "sample+dropout")
     draws, claims = 300, 0
@@ -406,7 +367,7 @@ def test_no_arm_is_told_apart_by_chance_in_more_than_a_twentieth_of_the_cases(no
             for name, row in zip(names, losses, strict=True)
         ]
         said = " ".join(conclusions(comparison(*arms))[:-1])
-        words = (" won with ", "It is told apart", " better", " worse")
+        words = (" won with ", "It is sign", "ly better", "ly worse")
         claims += any(word in said for word in words)
     assert claims / draws <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)
 
@@ -423,6 +384,10 @@ def rows(text, header):
     return lines[start], found
 
 
+def cells_of(line):
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
 def test_table_shows_every_column():
     runs = [
         made_run(0, data_loss=0.2, accuracy=0.9, best_epoch=4),
@@ -430,19 +395,19 @@ def test_table_shows_every_column():
     ]
     table = made_comparison(made_arm("l2", runs, dropout=0.25)).table()
     header, results = rows(table, "test accuracy")
-    cells = "6 0.25 0.2500±0.6353 0.8500±0.6353 0.0300 +0.1500 4.5 4.43"
-    assert results["l2"].replace(" ± ", "±").split() == ["l2", *cells.split()]
-    assert header.split("  ")[-1].strip() == "ms per step"
+    cells = "SampleL2(6) | 0.25 | 0.2500 [-0.3853, 0.8853] | 0.8500 [0.2147, 1.4853]"
+    assert cells_of(results["l2"]) == ["l2", *cells.split(" | "), "0.0300", "+0.1500"]
+    assert header.split("  ")[-1].strip() == "gap"
     half = stats.t.ppf(0.975, 1) * np.std([0.2, 0.3], ddof=1) / math.sqrt(2)
-    assert f"± {half:.4f}" in results["l2"]
+    assert f"[{0.25 - half:.4f}, {0.25 + half:.4f}]" in results["l2"]
     header, penalties = rows(table, "coefficient c")
     # Shares: 0.5 / 2.5 at the start; 0.25 / 0.35 and 0.25 / 0.4 at the end. Ratios:
     # the medians of 0.5, 1, 1.5 and three times that.
     cells = "0.001 | 2.5 = 2 + 0.5 | 20 -> 67 | 1 -> 3 | 20"
-    assert [x.strip() for x in penalties["l2"].split("  ") if x.strip()] == [
-        "l2",
-        *cells.split(" | "),
-    ]
+    assert cells_of(penalties["l2"])[:6] == ["l2", *cells.split(" | ")]
+    shown = [rows(table, header)[1]["l2"] for header in ("best epoch", "ms per step")]
+    assert "4.5" in cells_of(shown[0])
+    assert cells_of(shown[1])[-1] == "4.43"
 
 
 def test_gradient_ratio_is_the_median_over_paths_and_the_mean_over_seeds():
@@ -460,19 +425,21 @@ def test_table_shows_the_range_of_what_was_tuned():
     runs = [
         made_run(
             i,
-            setting=Setting({"class_name": "L2", "config": {"strength": s}}, s / 100),
+            hyperparameters=Hyperparameters(
+                {"class_name": "L2", "config": {"strength": s}}, s / 100
+            ),
             coefficients={"a": s, "b": 2 * s},
         )
         for i, s in enumerate(strengths)
     ]
-    grid = tuple(run.setting for run in runs)
+    grid = tuple(run.hyperparameters for run in runs)
     table = made_comparison(made_arm("l2", runs, grid=grid)).table()
-    assert "  0.001 .. 24  1e-05 .. 0.24  " in rows(table, "strength")[1]["l2"]
+    assert "  L2(0.001 .. 24)  1e-05 .. 0.24  " in rows(table, "penalty")[1]["l2"]
     assert "  0.001 .. 48  " in rows(table, "coefficient c")[1]["l2"]
 
 
 def test_columns_with_nothing_are_left_out():
-    header, _ = rows(six_arms(2, regression=True).table(), "strength")
+    header, _ = rows(six_arms(2, regression=True).table(), "gap")
     assert "accuracy" not in header
     assert "ECE" not in header
     assert "weight decay" not in header
@@ -503,7 +470,7 @@ def test_table_shows_differences_with_corrected_interval_and_p():
     a, b = made["l2"].test("data_loss"), made["none"].test("data_loss")
     test = stats.ttest_rel(a, b).confidence_interval(1 - 0.05 / 15)
     mean = np.mean(np.subtract(a, b))
-    assert f"{mean:+.4f} ({test.low:+.4f} .. {test.high:+.4f})" in found["l2"]
+    assert f"{mean:+.4f} [{test.low:.4f}, {test.high:.4f}]" in found["l2"]
     first = made.to_dict()["statistics"]["test_data_loss"]["differences"][0]
     assert f"  {first['p_corrected']:.3g}  " in found["l2"]
 
@@ -514,7 +481,7 @@ def test_table_shows_differences_with_corrected_interval_and_p():
 def test_losses_of_any_size_can_be_told(size, shown):
     runs = [made_run(i, data_loss=size, accuracy=None) for i in range(2)]
     made = made_comparison(made_arm("l2", runs), task="regression")
-    assert f" {shown} ± " in rows(made.table(), "test data loss")[1]["l2"]
+    assert f" {shown} [" in rows(made.table(), "test data loss")[1]["l2"]
 
 
 def cells(line):
@@ -529,7 +496,7 @@ def test_markdown_has_a_table_with_a_row_for_each_arm():
         for part in page.split("\n\n")
         if part.startswith("|")
     ]
-    assert [len(table) for table in tables] == [8, 8, 8]
+    assert [len(table) for table in tables] == [8, 8, 8, 8]
     assert all(len({cells(row) for row in table}) == 1 for table in tables)
     assert "| penalty share % |" in page
     assert "SGD(learning_rate=0.05, momentum=0.9)" in page
@@ -550,3 +517,24 @@ def test_markdown_is_safe_from_names():
 def test_json_is_what_other_programs_read(tmp_path):
     write_json(tmp_path / "c.json", {"a": (1, float("inf"))})
     assert json.loads((tmp_path / "c.json").read_text()) == {"a": [1, None]}
+
+
+PARTS = (
+    *("files", "records", "spread", "paired", "calibration", "words", "analysis"),
+    *("columns", "conclusions", "answer", "summary", "text", "drawing"),
+    *("gradient_plots", "plots", "page", "comparison"),
+)
+
+
+def test_results_know_only_what_stands_below_them():
+    """Imports for type checkers alone included."""
+    folder = pathlib.Path(records.__file__).parent
+    home = "keras_scaled_l2.experiments"
+    for place, part in enumerate(PARTS):
+        source = (folder / f"{part}.py").read_text()
+        found = set(re.findall(rf"{home}\.results\.(\w+) import", source))
+        several = re.findall(rf"{home}\.results import ([\w, ]+)", source)
+        found |= {name.strip() for names in several for name in names.split(",")}
+        assert found <= set(PARTS[:place]), part
+        above = set(re.findall(rf"from {home}\.(\w+)", source)) - {"results", "errors"}
+        assert above == set(), part

@@ -22,7 +22,7 @@ from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.problems import Source
-from keras_scaled_l2.experiments.records import read_json
+from keras_scaled_l2.experiments.results.files import read_json
 
 # Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
 pytestmark = pytest.mark.filterwarnings(

@@ -18,7 +18,7 @@ from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.folds import folds
 from keras_scaled_l2.experiments.problems import Source
-from keras_scaled_l2.experiments.records import read_json
+from keras_scaled_l2.experiments.results.files import read_json
 from keras_scaled_l2.experiments.trials import Trials
 from keras_scaled_l2.experiments.tuner import Tuner, say_nothing
 from keras_scaled_l2.experiments.tuning_plan import make_tuning_plan

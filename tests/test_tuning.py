@@ -13,7 +13,7 @@ from keras_scaled_l2.experiments import Arm, compare, grids
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.engine import Engine, _Run
 from keras_scaled_l2.experiments.problems import Source
-from keras_scaled_l2.experiments.records import Setting
+from keras_scaled_l2.experiments.results.records import Hyperparameters
 
 # Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
 pytestmark = pytest.mark.filterwarnings(
@@ -74,7 +74,7 @@ def test_every_arm_tries_as_many_settings_each_value_once(trials):
         else:
             assert {s.dropout for s in found} == {0.0}
         if trials == 1:
-            assert found == (grids.setting(arm),)
+            assert found == (grids.given(arm),)
 
 
 @pytest.mark.parametrize("trials", range(1, 42, 2))
@@ -171,13 +171,13 @@ def without_test(run):
 def test_choice_is_the_lowest_validation_loss_of_the_trials(tuned):
     for arm in tuned.arms:
         for run in arm.runs:
-            assert [t.setting for t in run.trials] == list(arm.grid)
+            assert [t.hyperparameters for t in run.trials] == list(arm.grid)
             if arm.name == "none":
                 assert run.trials == ()
-                assert run.setting == Setting()
+                assert run.hyperparameters == Hyperparameters()
             else:
                 best = min(run.trials, key=lambda t: t.data_loss)
-                assert run.setting == best.setting
+                assert run.hyperparameters == best.hyperparameters
                 assert len({t.data_loss for t in run.trials}) > 1
     assert {len(arm.grid) for arm in tuned.arms} == {0, 3}
 
@@ -235,7 +235,7 @@ def test_coefficients_are_those_of_the_setting_chosen(tuned, calls):
     runs = {(arm.name, run.seed): run for arm in tuned.arms for run in arm.runs}
     trained = {str(sorted(j.coefficients.items())) for k, j, _ in calls if k == "run"}
     for run in runs.values():
-        rule = run.setting.rule
+        rule = run.hyperparameters.rule
         if rule and rule["class_name"] == "SampleL2":
             c = rule["config"]["strength"] / (2 * 48)
             assert list(run.coefficients.values()) == pytest.approx([c, c])
@@ -253,7 +253,9 @@ def test_trial_that_diverged_is_not_chosen():
     losses = [t.data_loss for t in found.trials]
     finite = [loss for loss in losses if math.isfinite(loss)]
     assert 0 < len(finite) < len(losses)
-    assert found.setting == found.trials[losses.index(min(finite))].setting
+    assert (
+        found.hyperparameters == found.trials[losses.index(min(finite))].hyperparameters
+    )
 
 
 # --- early stopping -----------------------------------------------------------------
@@ -286,7 +288,7 @@ def test_training_set_is_measured_with_the_weights_that_were_kept(stopped):
             epochs=run.kept_epoch,
             learning_rate=0.5,
             tune=None,
-            strengths={"l2": run.setting.rule["config"]["strength"]},
+            strengths={"l2": run.hyperparameters.rule["config"]["strength"]},
         )["l2"].runs[0]
         for part in ("train", "validation", "test", "final_cost", "weight_norms"):
             assert getattr(run, part) == getattr(again, part)

@@ -31,7 +31,6 @@ from keras_scaled_l2.experiments.engine import (
 )
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
 from keras_scaled_l2.experiments.naming import paths
-from keras_scaled_l2.experiments.page import html
 from keras_scaled_l2.experiments.plan import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_EPOCHS,
@@ -41,18 +40,17 @@ from keras_scaled_l2.experiments.plan import (
     make_plan,
     versions,
 )
-from keras_scaled_l2.experiments.plots import save_figures
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.experiments.progress import Progress, choose
-from keras_scaled_l2.experiments.records import (
+from keras_scaled_l2.experiments.results.comparison import Comparison
+from keras_scaled_l2.experiments.results.files import finite, write_json, write_text
+from keras_scaled_l2.experiments.results.page import html
+from keras_scaled_l2.experiments.results.plots import save_figures
+from keras_scaled_l2.experiments.results.records import (
     ArmRecord,
-    Comparison,
+    Hyperparameters,
     RunRecord,
-    Setting,
     Trial,
-    finite,
-    write_json,
-    write_text,
 )
 from keras_scaled_l2.experiments.storage import Store
 from keras_scaled_l2.experiments.twin import VariableDropout, derive, matching_weights
@@ -106,7 +104,7 @@ def compare(
             ``comparison.md``, ``comparison.html``, figures and TensorBoard runs. Each
             finished run is saved at once, and the same call goes on where it was
             stopped. ``None`` writes nothing.
-        tune: How many settings each arm tries on the validation data of each seed,
+        tune: How many values each arm tries on the validation data of each seed,
             before it is trained anew with the best and tested. ``None`` trains each
             arm as it is given.
         patience: Epochs without a lower validation data loss after which training
@@ -155,7 +153,7 @@ class _Task:
         return name if self.trial is None else f"{name}-trial-{self.trial}"
 
     @property
-    def tried(self) -> Setting:
+    def tried(self) -> Hyperparameters:
         """What a trial tries."""
         assert self.trial is not None
         return self.arm.grid[self.trial]
@@ -306,12 +304,12 @@ class Experiment:
     def _all(
         self,
         tasks: Sequence[_Task],
-        settings: Sequence[Setting],
+        settings: Sequence[Hyperparameters],
         shared: _Shared,
         progress: Progress,
     ) -> Iterator[tuple[_Task, dict[str, Any]]]:
         """The records of tasks: those that are found, then the others, as they end."""
-        waiting: dict[tuple[bool, bool], list[tuple[_Task, Setting]]] = {}
+        waiting: dict[tuple[bool, bool], list[tuple[_Task, Hyperparameters]]] = {}
         for task, setting in zip(tasks, settings, strict=True):
             found = self._load(task)
             if found is not None:
@@ -342,12 +340,12 @@ class Experiment:
             name=arm.name,
             rule=arm.config,
             dropout=arm.dropout,
-            coefficients=self._coefficients(arm.name, grids.setting(arm)),
+            coefficients=self._coefficients(arm.name, grids.given(arm)),
             weight_decay=arm.weight_decay,
             grid=grid,
         )
 
-    def _coefficients(self, name: str, setting: Setting) -> dict[str, float]:
+    def _coefficients(self, name: str, setting: Hyperparameters) -> dict[str, float]:
         return coefficients(
             self.plan.network,
             Arm(name, setting.rule),
@@ -443,7 +441,7 @@ class _Training(Watch):
         self,
         experiment: Experiment,
         engine: Engine,
-        pairs: Sequence[tuple[_Task, Setting]],
+        pairs: Sequence[tuple[_Task, Hyperparameters]],
         shared: _Shared,
         progress: Progress,
     ) -> None:
@@ -492,7 +490,7 @@ class _Training(Watch):
             self._events[place].epoch(place, curves, norms)
         self._progress.epoch({name: values[-1] for name, values in curves.items()})
 
-    def _job(self, task: _Task, setting: Setting) -> Job:
+    def _job(self, task: _Task, setting: Hyperparameters) -> Job:
         plan = self._experiment.plan
         seed = task.seed if task.trial is None else _trial_seed(task.seed)
         return Job(
@@ -506,7 +504,9 @@ class _Training(Watch):
             patience=plan.patience,
         )
 
-    def _record(self, place: int, setting: Setting, trained: Trained) -> dict[str, Any]:
+    def _record(
+        self, place: int, setting: Hyperparameters, trained: Trained
+    ) -> dict[str, Any]:
         if self._start is None:
             return dataclasses.asdict(runs.trial(setting, trained))
         job, engine = self._jobs[place], self._engine
@@ -527,25 +527,25 @@ def _kind(arm: ArmRecord) -> tuple[bool, bool]:
     return any(s.dropout for s in settings), any(s.weight_decay for s in settings)
 
 
-def _settings(arm: ArmRecord) -> list[Setting]:
+def _settings(arm: ArmRecord) -> list[Hyperparameters]:
     """Everything that an arm may come to."""
-    return [Setting(arm.rule, arm.dropout, arm.weight_decay), *arm.grid]
+    return [arm.hyperparameters, *arm.grid]
 
 
 def _trial_seed(seed: int) -> int:
     return (seed + TRIAL_SEED) % 2**31
 
 
-def _best(arm: ArmRecord, trials: Sequence[Trial]) -> Setting:
-    """The setting of the lowest validation data loss; the first of equal ones."""
+def _best(arm: ArmRecord, trials: Sequence[Trial]) -> Hyperparameters:
+    """Those of the lowest validation data loss; the first of equal ones."""
     if not trials:
-        return Setting(arm.rule, arm.dropout, arm.weight_decay)
+        return arm.hyperparameters
     losses = [t.data_loss if math.isfinite(t.data_loss) else math.inf for t in trials]
-    return trials[losses.index(min(losses))].setting
+    return trials[losses.index(min(losses))].hyperparameters
 
 
 def _hparams(
-    task: _Task, setting: Setting, found: Mapping[str, float]
+    task: _Task, setting: Hyperparameters, found: Mapping[str, float]
 ) -> dict[str, float | str]:
     """What TensorBoard's table sorts the runs by."""
     rule = setting.rule

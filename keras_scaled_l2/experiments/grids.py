@@ -1,4 +1,4 @@
-"""What an arm tries on validation data: as many settings as every other arm."""
+"""What an arm tries on validation data: as many values as every other arm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_scaled_l2.experiments.arms import Arm
-from keras_scaled_l2.experiments.records import Setting
+from keras_scaled_l2.experiments.results.records import Hyperparameters
 
 STRENGTH_KEYS = ("strength", "l2", "std", "epochs")
 """Where a rule's config keeps its strength; of Keras's own it is ``l2``."""
@@ -18,13 +18,13 @@ DECADES = 1.0
 """How far a grid of strengths reaches below and above the strength given."""
 
 
-def setting(arm: Arm) -> Setting:
+def given(arm: Arm) -> Hyperparameters:
     """The arm as it was given."""
-    return Setting(arm.config, arm.dropout, arm.weight_decay)
+    return Hyperparameters(arm.config, arm.dropout, arm.weight_decay)
 
 
-def grid(arm: Arm, trials: int) -> tuple[Setting, ...]:
-    """The settings that an arm tries; empty if it has nothing to choose.
+def grid(arm: Arm, trials: int) -> tuple[Hyperparameters, ...]:
+    """What an arm tries; empty if it has nothing to choose.
 
     Strengths are spaced evenly in their logarithm, from a tenth to ten times the one
     given; dropout rates evenly from 0.1 to 0.7. An arm with both tries as many pairs as
@@ -33,7 +33,7 @@ def grid(arm: Arm, trials: int) -> tuple[Setting, ...]:
 
     Args:
         arm: The arm; what it gives is the middle of the grid of strengths.
-        trials: Number of settings.
+        trials: Number of trials.
     """
     factors = np.logspace(-DECADES, DECADES, trials) if trials > 1 else np.ones(1)
     rates = np.linspace(*RATES, trials) if trials > 1 else np.array([arm.dropout])
@@ -46,7 +46,7 @@ def grid(arm: Arm, trials: int) -> tuple[Setting, ...]:
     elif pulls:
         rates = rates[_spread(trials)]
     return tuple(
-        Setting(
+        Hyperparameters(
             _scaled(arm.config, key, float(factor)),
             round(float(rate), 4),
             arm.weight_decay * float(factor),

@@ -174,6 +174,7 @@ def make_plan(
     config = _optimizer(optimizer, learning_rate)
     # Missing packages come to light now, not after an hour of training.
     require("scipy.stats", "the confidence interval")
+    require("jinja2", "the page")
     if not isinstance(problem, Problem):
         problem = load_problem(problem)
     architecture = architectures.architecture(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import IO, Any, Protocol
 
-from keras_scaled_l2.experiments.records import RunRecord, Trial
+from keras_scaled_l2.experiments.results.records import RunRecord, Trial
 
 
 class Progress(Protocol):

@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 
-from keras_scaled_l2.experiments.calibration import calibration_error
 from keras_scaled_l2.experiments.engine import (
     NORMS,
     Curves,
@@ -20,7 +19,14 @@ from keras_scaled_l2.experiments.engine import (
     Trained,
     Watch,
 )
-from keras_scaled_l2.experiments.records import Cost, RunRecord, Score, Setting, Trial
+from keras_scaled_l2.experiments.results.calibration import calibration_error
+from keras_scaled_l2.experiments.results.records import (
+    Cost,
+    Hyperparameters,
+    RunRecord,
+    Score,
+    Trial,
+)
 from keras_scaled_l2.probe import GradientNorms
 from keras_scaled_l2.scalars import LAYOUT, cost_scalars, gradient_scalars
 from keras_scaled_l2.tensorboard import EventFile
@@ -31,13 +37,13 @@ MAX_WEIGHTS = 50
 
 
 def record(
-    job: Job, setting: Setting, start: Trained, trained: Trained, engine: Engine
+    job: Job, setting: Hyperparameters, start: Trained, trained: Trained, engine: Engine
 ) -> RunRecord:
     """The record of a run.
 
     Args:
         job: What was trained.
-        setting: What it came from.
+        setting: Its hyperparameters.
         start: What ``Engine.start`` found at its initial weights.
         trained: What it left, with both evaluations and gradients.
         engine: What trained it.
@@ -63,7 +69,7 @@ def record(
         ),
         seconds=trained.seconds,
         final_cost=Cost(end.data_loss + end.penalty, end.data_loss, end.penalty),
-        setting=setting,
+        hyperparameters=setting,
         coefficients=dict(c),
         gradient_ratios=ratios if c else {},
         weight_norms={
@@ -78,7 +84,7 @@ def record(
     )
 
 
-def trial(setting: Setting, trained: Trained) -> Trial:
+def trial(setting: Hyperparameters, trained: Trained) -> Trial:
     """The record of a trial: the validation data alone were looked at."""
     return Trial(setting, validation_score(trained).data_loss, trained.best_epoch)
 

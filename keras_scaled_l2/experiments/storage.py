@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from keras_scaled_l2.experiments.errors import InputError, one_line, require
-from keras_scaled_l2.experiments.records import finite, read_json, write_json
+from keras_scaled_l2.experiments.results.files import finite, read_json, write_json
 
 CONFIGURATION = "configuration.json"
 RUNS = "runs"
 _FORMAT = 1
 _TEMPORARY = re.compile(r"\..+\.(json|md|html|png|svg)\.[a-z0-9_]{8}")
-"""What ``records.write_bytes`` calls a file until it is whole."""
+"""What ``files.write_bytes`` calls a file until it is whole."""
 
 
 class Store:

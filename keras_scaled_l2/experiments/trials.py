@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from keras_scaled_l2.experiments.errors import InputError, one_line, require
-from keras_scaled_l2.experiments.records import finite
+from keras_scaled_l2.experiments.results.files import finite
 from keras_scaled_l2.experiments.storage import differences
 
 Key = tuple[float, int, int]

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from keras_scaled_l2.counts import elements
-from keras_scaled_l2.experiments.coefficients import paths, penalizable
+from keras_scaled_l2.experiments.coefficients import penalizable
 from keras_scaled_l2.experiments.engine import Engine, Job, Trained
 from keras_scaled_l2.experiments.errors import InputError, require
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
-from keras_scaled_l2.experiments.records import finite
+from keras_scaled_l2.experiments.naming import paths
 from keras_scaled_l2.experiments.results.curve import Block
+from keras_scaled_l2.experiments.results.files import finite
 from keras_scaled_l2.experiments.results.tuning import (
     Measured,
     TuningJob,

@@ -11,16 +11,20 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from keras_scaled_l2.efolds import INERT
-from keras_scaled_l2.experiments import plots
 from keras_scaled_l2.experiments.errors import require
-from keras_scaled_l2.experiments.records import write_bytes, write_json, write_text
+from keras_scaled_l2.experiments.results import drawing
+from keras_scaled_l2.experiments.results.files import (
+    write_bytes,
+    write_json,
+    write_text,
+)
 from keras_scaled_l2.experiments.results.tuning import TuningPoint, TuningResult
 from keras_scaled_l2.tensorboard import EventFile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CURVE, PLATEAU = plots.COLORS[1], plots.COLORS[3]
+CURVE, PLATEAU = drawing.COLORS[1], drawing.COLORS[3]
 
 
 def write_pages(result: TuningResult, directory: str | os.PathLike[str]) -> None:
@@ -34,10 +38,10 @@ def write_pages(result: TuningResult, directory: str | os.PathLike[str]) -> None
     write_json(folder / "tuning.json", result.to_dict())
     write_text(folder / "tuning.md", result.to_markdown())
     figure = draw(result)
-    drawing = plots.render(figure, "svg")
-    write_bytes(folder / "figures" / "tuning.svg", drawing)
-    write_bytes(folder / "figures" / "tuning.png", plots.render(figure, "png"))
-    write_text(folder / "tuning.html", page(result, drawing.decode()))
+    svg = drawing.render(figure, "svg")
+    write_bytes(folder / "figures" / "tuning.svg", svg)
+    write_bytes(folder / "figures" / "tuning.png", drawing.render(figure, "png"))
+    write_text(folder / "tuning.html", page(result, svg.decode()))
     write_events(result, folder / "tensorboard")
 
 
@@ -46,8 +50,10 @@ def draw(result: TuningResult) -> Figure:
     figure_module = require("matplotlib.figure", "the figure of a tuning")
     points = [p for p in result.points if p.mean == p.mean]
     positive = [p for p in points if p.strength > 0]
-    with plots._style():
-        figure: Figure = figure_module.Figure((plots.WIDTH, 4.5), layout="constrained")
+    with drawing.style():
+        figure: Figure = figure_module.Figure(
+            (drawing.WIDTH, 4.5), layout="constrained"
+        )
         axes = figure.add_subplot()
         if result.rule != "dropout":
             axes.set_xscale("log")
@@ -69,13 +75,13 @@ def draw(result: TuningResult) -> Figure:
             edge = _inert_strength(acting[0])
             if edge is not None and edge > min(p.strength for p in positive) / 100:
                 axes.axvline(
-                    edge, color=plots.INK, linestyle=":", label="inert beyond this"
+                    edge, color=drawing.INK, linestyle=":", label="inert beyond this"
                 )
         for point in points:
             if point.strength == 0:
                 axes.axhline(
                     point.mean,
-                    color=plots.COLORS[0],
+                    color=drawing.COLORS[0],
                     linestyle="--",
                     label="no penalty",
                 )

@@ -11,7 +11,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from keras_scaled_l2.experiments.spread import half_width
+from keras_scaled_l2.experiments.results.spread import half_width
 
 WITHIN = 0.02
 """What counts as equally good: 2 % of the best mean."""

@@ -12,69 +12,18 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from keras_scaled_l2.experiments.spread import CONFIDENCE, half_width
+from keras_scaled_l2.experiments.results.spread import CONFIDENCE, half_width
 
 LEVEL = 1 - CONFIDENCE
 EXACT_SEEDS = 16
 """Up to so many seeds all 2**n flips are looked at, above it ``RANDOM_FLIPS``."""
 RANDOM_FLIPS = 100_000
-
 REFERENCE = "none"
-Family = Literal["none", "best"]
-
-
-@dataclasses.dataclass(frozen=True)
-class PairedDifference:
-    """A mean paired difference and the half width of its confidence interval.
-
-    ``margin`` is ``None`` where a single pair leaves it open.
-    """
-
-    mean: float
-    margin: float | None
-
-    @property
-    def low(self) -> float | None:
-        """Lower end of the interval."""
-        return None if self.margin is None else self.mean - self.margin
-
-    @property
-    def high(self) -> float | None:
-        """Upper end of the interval."""
-        return None if self.margin is None else self.mean + self.margin
-
-
-def paired_difference(
-    first: Sequence[float],
-    second: Sequence[float],
-    *,
-    comparisons: int = 1,
-    resolution: float = 0.0,
-) -> PairedDifference:
-    """Mean of ``first - second``, seed by seed, with its 95 % interval.
-
-    Formula: ``mean(d) +- t * std(d) / sqrt(n)`` with Student's t of ``n - 1`` degrees
-    of freedom at ``1 - 0.05 / (2 * comparisons)`` (Bonferroni).
-
-    Args:
-        first: A metric of one arm by seed, all finite, at least one.
-        second: The same of the other arm, in the same order of seeds.
-        comparisons: How many such differences the reader may look at; 1 gives the
-            pointwise interval.
-        resolution: Smallest step of the metric, one example of the test set for an
-            accuracy. The spread is taken to be no smaller: two seeds that both differ
-            by one example prove nothing.
-    """
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    mean, n = statistics.fmean(differences), len(differences)
-    if n == 1:
-        return PairedDifference(mean, None)
-    std = max(statistics.stdev(differences), resolution)
-    return PairedDifference(mean, half_width(std, n, comparisons=comparisons))
+Interval = tuple[float | None, float | None]
 
 
 def sign_flip_p(differences: Sequence[float], *, resolution: float = 0.0) -> float:
@@ -147,14 +96,12 @@ class Difference:
     Args:
         arm: The arm.
         versus: The arm that it is compared with.
-        family: ``"none"`` for a difference to the arm of that name, ``"best"`` for one
-            to the best arm.
         seeds: Number of pairs.
         mean: Mean of ``arm - versus``.
-        std: Standard deviation (n - 1) of ``arm - versus`` over the seeds, no smaller
-            than the resolution of the metric; ``None`` for one seed.
-        low: Lower end of the 95 % interval of this difference alone; ``None`` for one
-            seed, as the other ends.
+        std: Standard deviation (n - 1) of the differences, no smaller than the metric's
+            smallest step: two seeds that both differ by one example prove nothing.
+            ``None`` for one seed, as the ends of the intervals.
+        low: Lower end of the 95 % interval of this difference alone, Student's t.
         high: Its upper end.
         low_corrected: Lower end of the interval that holds with those of all pairs.
         high_corrected: Its upper end.
@@ -164,7 +111,6 @@ class Difference:
 
     arm: str
     versus: str
-    family: Family
     seeds: int
     mean: float
     std: float | None
@@ -176,67 +122,91 @@ class Difference:
     p_corrected: float
 
     @property
-    def is_clear(self) -> bool:
-        """Whether the corrected p is at most 0.05 and the interval leaves out 0."""
+    def excludes_zero(self) -> bool:
+        """Whether the interval that holds with those of all pairs leaves out 0."""
         low, high = self.low_corrected, self.high_corrected
-        if low is None or high is None:
-            return False
-        return self.p_corrected <= LEVEL and (low > 0 or high < 0)
+        return low is not None and high is not None and (low > 0 or high < 0)
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the corrected p is at most 0.05 and the interval leaves out 0."""
+        return self.p_corrected <= LEVEL and self.excludes_zero
+
+    def reversed(self) -> Difference:
+        """The other arm minus this one."""
+
+        def minus(value: float | None) -> float | None:
+            return None if value is None else -value
+
+        return dataclasses.replace(
+            self,
+            arm=self.versus,
+            versus=self.arm,
+            mean=-self.mean,
+            low=minus(self.high),
+            high=minus(self.low),
+            low_corrected=minus(self.high_corrected),
+            high_corrected=minus(self.low_corrected),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class Contest:
+class MultipleComparison:
     """All arms by one metric.
 
     Args:
-        best: The arm with the best mean, the first if several have it; ``None`` if
-            there is nothing to compare.
-        means: Arm -> mean over the seeds that all arms share.
-        level: The arms with the mean of the best, ``best`` among them.
+        means: Arm -> mean over the seeds that all arms share; empty if there is
+            nothing to compare.
+        level: The arms with the best mean.
         seeds: How many seeds they share.
         diverged: Arms that are not compared, because a value is NaN or infinite.
-        differences: To ``none``, then to the best arm.
+        differences: Of all pairs of arms, each pair once.
     """
 
-    best: str | None
     means: dict[str, float]
     level: tuple[str, ...]
     seeds: int
     diverged: tuple[str, ...]
     differences: tuple[Difference, ...]
 
-    def family(self, name: Family) -> list[Difference]:
-        """The differences to ``none``, or those to the best arm."""
-        return [d for d in self.differences if d.family == name]
-
     @property
-    def comparisons(self) -> int:
-        """How many differences the smallest p is corrected for: all pairs of arms."""
-        return math.comb(len(self.means), 2)
+    def best(self) -> str | None:
+        """The arm with the best mean, the first if several have it."""
+        return next(iter(self.level), None)
+
+    def versus(self, name: str | None) -> list[Difference]:
+        """The differences of all other arms to this one."""
+        return [
+            pair if pair.versus == name else pair.reversed()
+            for arm in self.means
+            for pair in self.differences
+            if {pair.arm, pair.versus} == {arm, name} and arm != name
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """What stands in comparison.json."""
         differences = [dataclasses.asdict(d) for d in self.differences]
-        return {"best": self.best, "differences": differences}
+        diverged = list(self.diverged)
+        return {"best": self.best, "diverged": diverged, "differences": differences}
 
 
-def contest(
+def compare_arms(
     values: Mapping[str, Mapping[int, float]],
     *,
     higher_is_better: bool = False,
     resolution: float = 0.0,
-) -> Contest:
-    """Compare every arm with ``none``, if it is there, and with the best arm.
+) -> MultipleComparison:
+    """Compare every arm with every other.
 
     The best arm was picked by looking, which is as good as looking at all pairs of the
     ``k`` arms. So p-values are corrected for all ``k * (k - 1) / 2`` of them by Holm's
-    method, intervals by Bonferroni's: together, differences to ``none`` and to the best
-    arm err in at most 5 % of the cases.
+    method, intervals by Bonferroni's: together they err in at most 5 % of the cases.
 
     Args:
         values: Arm -> seed -> value of the metric.
         higher_is_better: ``False`` for a loss.
-        resolution: See ``paired_difference``.
+        resolution: Smallest step of the metric, one example of the test set for an
+            accuracy; 0 if it has none.
     """
     diverged = tuple(
         arm
@@ -246,17 +216,11 @@ def contest(
     shared = _on_shared_seeds({a: v for a, v in values.items() if a not in diverged})
     means = {arm: statistics.fmean(v) for arm, v in shared.items() if v}
     if len(means) < 2:
-        return Contest(None, {}, (), 0, diverged, ())
-    level = _level(
-        means, higher_is_better, resolution / len(next(iter(shared.values())))
-    )
-    p_values = _p_of_pairs(shared, resolution)
-    differences = _differences(shared, level[0], "best", p_values, resolution)
-    if REFERENCE in shared:
-        planned = _differences(shared, REFERENCE, "none", p_values, resolution)
-        differences = [*planned, *differences]
-    seeds = differences[0].seeds
-    return Contest(level[0], means, level, seeds, diverged, tuple(differences))
+        return MultipleComparison({}, (), 0, diverged, ())
+    seeds = len(next(iter(shared.values())))
+    level = _level(means, higher_is_better, resolution / seeds)
+    differences = tuple(_differences(shared, resolution))
+    return MultipleComparison(means, level, seeds, diverged, differences)
 
 
 def _level(means: Mapping[str, float], higher: bool, step: float) -> tuple[str, ...]:
@@ -266,58 +230,37 @@ def _level(means: Mapping[str, float], higher: bool, step: float) -> tuple[str, 
     return tuple(arm for arm, mean in means.items() if abs(mean - best) <= tolerance)
 
 
-def _p_of_pairs(
-    values: Mapping[str, Sequence[float]], resolution: float
-) -> dict[frozenset[str], tuple[float, float]]:
-    """Each pair of arms -> its p-value, and the same corrected for all pairs."""
-    pairs = list(itertools.combinations(values, 2))
-    p = [
-        sign_flip_p(
-            [a - b for a, b in zip(values[one], values[other], strict=True)],
-            resolution=resolution,
-        )
-        for one, other in pairs
-    ]
-    return dict(zip(map(frozenset, pairs), zip(p, holm(p), strict=True), strict=True))
-
-
 def _differences(
-    values: Mapping[str, Sequence[float]],
-    versus: str,
-    family: Family,
-    p_values: Mapping[frozenset[str], tuple[float, float]],
-    resolution: float,
+    values: Mapping[str, Sequence[float]], resolution: float
 ) -> list[Difference]:
-    comparisons = len(p_values)
-    differences = []
-    for arm, runs in values.items():
-        if arm == versus:
-            continue
-        p, corrected = p_values[frozenset([arm, versus])]
-        gaps = [a - b for a, b in zip(runs, values[versus], strict=True)]
-        alone, together = (
-            paired_difference(
-                runs, values[versus], comparisons=number, resolution=resolution
+    """Each arm minus each one before it."""
+    pairs = [(arm, versus) for versus, arm in itertools.combinations(values, 2)]
+    by_pair = [
+        [a - b for a, b in zip(values[arm], values[versus], strict=True)]
+        for arm, versus in pairs
+    ]
+    p_values = [sign_flip_p(d, resolution=resolution) for d in by_pair]
+    found = []
+    for (arm, versus), d, p, corrected in zip(
+        pairs, by_pair, p_values, holm(p_values), strict=True
+    ):
+        mean, std = statistics.fmean(d), None
+        alone: Interval = (None, None)
+        together = alone
+        if len(d) > 1:
+            std = max(statistics.stdev(d), resolution)
+            alone, together = (
+                _interval(mean, std, len(d), number) for number in (1, len(pairs))
             )
-            for number in (1, comparisons)
+        found.append(
+            Difference(arm, versus, len(d), mean, std, *alone, *together, p, corrected)
         )
-        differences.append(
-            Difference(
-                arm=arm,
-                versus=versus,
-                family=family,
-                seeds=len(runs),
-                mean=alone.mean,
-                std=max(statistics.stdev(gaps), resolution) if len(gaps) > 1 else None,
-                low=alone.low,
-                high=alone.high,
-                low_corrected=together.low,
-                high_corrected=together.high,
-                p=p,
-                p_corrected=corrected,
-            )
-        )
-    return differences
+    return found
+
+
+def _interval(mean: float, std: float, n: int, comparisons: int) -> Interval:
+    half = half_width(std, n, comparisons=comparisons)
+    return mean - half, mean + half
 
 
 def _on_shared_seeds(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from keras_scaled_l2.experiments.errors import require
+
 BINS = 15
 """As in Guo et al. (2017), "On calibration of modern neural networks"."""
 
@@ -26,10 +28,12 @@ def calibration_error(
 
     Source: Guo et al. (2017), section 2.
     """
-    outputs = np.asarray(outputs, dtype=np.float64)
-    if not np.all(np.isfinite(outputs)):
+    p = np.asarray(outputs, dtype=np.float64)
+    if not np.all(np.isfinite(p)):
         return float("nan")
-    p = outputs if probabilities else _probabilities(outputs)
+    if not probabilities:
+        special = require("scipy.special", "the calibration error")
+        p = special.expit(p) if p.shape[1] == 1 else special.softmax(p, axis=1)
     if p.shape[1] == 1:
         p = np.concatenate([1.0 - p, p], axis=1)
     confidence = p.max(axis=1)
@@ -38,14 +42,3 @@ def calibration_error(
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(bin_of, weights=hits - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(p))
-
-
-def _probabilities(logits: np.ndarray) -> np.ndarray:
-    if logits.shape[1] == 1:
-        # Never the exponential of a large positive number.
-        small = np.exp(-np.abs(logits))
-        return np.asarray(
-            np.where(logits >= 0, 1.0 / (1.0 + small), small / (1.0 + small))
-        )
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
