@@ -6,13 +6,15 @@
 For networks 784-n-n-10 on mnist5k (3000 examples, batches of 64, momentum SGD, L2 on
 the kernels), milliseconds per training step, in turn, in one process:
 
-- engine: as `compare` and `tune` train, with validation after each epoch and the
-  gradient norms of each epoch's first step;
+- engine: four jobs as `compare` and `tune` train them (side by side in threads up to a
+  million weights), with validation after each epoch and the gradient norms of each
+  epoch's first step; wall time over the steps of all jobs;
 - fit: a plain Keras model with keras.regularizers.L2, without validation or metrics;
 - hand: a loop written in the backend itself (hand_loops.py), without either.
 
-Then the whole of a comparison (records, event files, figures, page) against the seconds
-that its engine trained. Compilation is left out. Leave the machine alone meanwhile.
+Then the whole of a comparison (records, event files, figures, page) against the same
+trainings by its engine alone. Compilation is left out. Leave the machine alone
+meanwhile.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ import numpy as np
 
 BATCH = hand_loops.BATCH
 NAMES = ("engine", "fit", "hand")
+JOBS = 4
+LARGE = 2000
+"""From so many units on one job is timed: it keeps all cores busy."""
 
 
 def problem() -> Any:
@@ -48,27 +53,35 @@ def engine_timer(data: Any, units: int, epochs: int) -> Callable[[], float]:
 
     from keras_scaled_l2.experiments.architectures import dense, initial_weights
     from keras_scaled_l2.experiments.coefficients import penalizable
-    from keras_scaled_l2.experiments.engine import Engine, Job
+    from keras_scaled_l2.experiments.engine import Engine, Job, Parts
 
-    network = dense(data, [units, units]).build(0)
-    initial = initial_weights(network)
-    penalties = penalizable(network)
-    engine = Engine(
-        network,
-        weights=network.weights,
-        penalties=penalties,
-        problem=data,
-        optimizer=keras.optimizers.SGD(hand_loops.RATE, momentum=hand_loops.MOMENTUM),
-        batch_size=BATCH,
-    )
+    def parts() -> Parts:
+        network = dense(data, [units, units]).build(0)
+        optimizer = keras.optimizers.SGD(hand_loops.RATE, momentum=hand_loops.MOMENTUM)
+        return Parts(network, network.weights, penalizable(network), optimizer)
+
+    engine = Engine(parts, problem=data, batch_size=BATCH)
+    begun = time.perf_counter()
     engine.warm_up(data)
-    coefficients = dict.fromkeys(penalties, hand_loops.C)
-    job = Job(data, initial, coefficients, seed=0, epochs=epochs)
+    compiled = time.perf_counter() - begun
+    initial = initial_weights(dense(data, [units, units]).build(0))
+    coefficients = dict.fromkeys(engine.names, hand_loops.C)
+    # As many as train at the same time, twice.
+    count = 1 if units >= LARGE else JOBS
+    jobs = [
+        Job(data, initial, coefficients, seed=seed, epochs=epochs)
+        for seed in range(count)
+    ]
+
+    # From then on it has as many threads as it will have.
+    begun = time.perf_counter()
+    while time.perf_counter() - begun <= 1.1 * compiled:
+        list(engine.train(jobs))
 
     def timed() -> float:
         begun = time.perf_counter()
-        ((_, trained),) = engine.train([job])
-        return (time.perf_counter() - begun) / trained.steps
+        steps = sum(trained.steps for _, trained in engine.train(jobs))
+        return (time.perf_counter() - begun) / steps
 
     return timed
 
@@ -145,24 +158,24 @@ def steps(units: int, rounds: int) -> dict[str, Any]:
 
 
 def whole(seeds: int, epochs: int) -> dict[str, Any]:
-    """A comparison as `make compare` has it, against the seconds of its engine."""
+    """A comparison as `make compare` has it, then its trainings alone."""
     from keras_scaled_l2.experiments import compare
     from keras_scaled_l2.experiments.engine import Engine
 
     seconds = {"compiling": 0.0, "engine": 0.0}
-    warm_up, train = Engine.warm_up, Engine.train
+    asked: list[tuple[Any, Any, dict[str, Any]]] = []
+    compile_all, train = Engine._compile, Engine.train
 
-    def timed_warm_up(self: Engine, problem: Any) -> None:
+    def timed_compile(self: Engine, programs: Any) -> None:
         begun = time.perf_counter()
-        warm_up(self, problem)
+        compile_all(self, programs)
         seconds["compiling"] += time.perf_counter() - begun
 
-    def timed_train(self: Engine, jobs: Any, **options: Any) -> Any:
-        for place, trained in train(self, jobs, **options):
-            seconds["engine"] += trained.seconds
-            yield place, trained
+    def noted_train(self: Engine, jobs: Any, watch: Any = None, **options: Any) -> Any:
+        asked.append((self, list(jobs), options))
+        yield from train(self, asked[-1][1], watch=watch, **options)
 
-    Engine.warm_up, Engine.train = timed_warm_up, timed_train  # type: ignore
+    Engine._compile, Engine.train = timed_compile, noted_train  # type: ignore
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         compare(
@@ -175,6 +188,10 @@ def whole(seeds: int, epochs: int) -> dict[str, Any]:
             progress=False,
         )
     wall = time.perf_counter() - begun - seconds["compiling"]
+    begun = time.perf_counter()
+    for engine, jobs, options in asked:
+        list(train(engine, jobs, **options))
+    seconds["engine"] = time.perf_counter() - begun
     return {**seconds, "whole": wall, "ratio": wall / seconds["engine"]}
 
 

@@ -1,11 +1,13 @@
 """On a GPU: the monitor's numbers against float64 NumPy, and what they cost.
 
-    python benchmarks/gpu.py [--backends jax,torch] [--rounds 3] [--any-device]
+    python benchmarks/gpu.py [--backends jax,torch] [--rounds 3] [--jobs 64]
+        [--any-device]
 
 For each backend: the norms of data gradient, penalty gradient and weight as a training
 step measured them, against the same by hand in float64; then monitor_cost.py's table
-for the dense network. Everything is recorded with the device's name. JAX's matrix
-products are asked for in full precision for the first part.
+for the dense network. On JAX also 64 trainings of 784-128-128-10 by the experiments'
+engine, in one program (vmap) against one by one. Everything is recorded with the
+device's name. JAX's matrix products are asked for in full precision for the first part.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 import measure
@@ -92,21 +95,67 @@ def check() -> dict[str, Any]:
     return {"device": device(), "largest_difference": max(differences)}
 
 
+def many(count: int, rounds: int) -> dict[str, Any]:
+    """Seconds of so many trainings of 10 epochs, vmapped and one by one."""
+    import keras
+    import numpy as np
+
+    from keras_scaled_l2.experiments.architectures import dense, initial_weights
+    from keras_scaled_l2.experiments.arrays import checked
+    from keras_scaled_l2.experiments.coefficients import penalizable
+    from keras_scaled_l2.experiments.engine import Engine, Job, Parts
+    from keras_scaled_l2.experiments.problems import Source
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5000, 784)).astype("float32")
+    arrays = checked({"x_train": x, "y_train": rng.integers(0, 10, 5000)}, name="drawn")
+    data = Source("drawn", arrays).split(0)
+
+    def parts() -> Parts:
+        network = dense(data, [128, 128]).build(0)
+        optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
+        return Parts(network, network.weights, penalizable(network), optimizer)
+
+    initial = initial_weights(parts().network)
+    timers = {}
+    for name, batched in (("vmapped", True), ("one by one", False)):
+        engine = Engine(parts, problem=data, batch_size=64, batched=batched, threads=1)
+        c = dict.fromkeys(engine.names, 1e-4)
+        jobs = [Job(data, initial, c, seed=k, epochs=10) for k in range(count)]
+        list(engine.train(jobs))  # compiles
+
+        def timed(engine: Engine = engine, jobs: list[Job] = jobs) -> float:
+            begun = time.perf_counter()
+            list(engine.train(jobs))
+            return time.perf_counter() - begun
+
+        timers[name] = timed
+    times = measure.interleaved(timers, rounds)
+    ratio = [a / b for a, b in zip(times["one by one"], times["vmapped"], strict=True)]
+    found = {k: measure.spread(v) for k, v in {**times, "ratio": ratio}.items()}
+    return {"jobs": count, **found}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backends", default="jax,torch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--any-device", action="store_true")
     parser.add_argument("--output", default="runs/benchmarks/gpu.json")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", type=int, default=64)
+    parser.add_argument("--child", choices=("norms", "jobs"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(check()))
+        jobs = arguments.child == "jobs"
+        found = many(arguments.jobs, arguments.rounds) if jobs else check()
+        print(json.dumps(found))
         return
     os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
     results: dict[str, Any] = {}
     for backend in arguments.backends.split(","):
-        found = results[backend] = measure.child(sys.argv[0], ["--child"], backend)
+        found = results[backend] = measure.child(
+            sys.argv[0], ["--child", "norms"], backend
+        )
         if not (found["device"] or arguments.any_device):
             sys.exit(f"{backend} found no GPU here: run this where there is one.")
         print(
@@ -114,8 +163,19 @@ def main() -> None:
             f"float64 by {found['largest_difference']:.1e} at most (expected: 1e-4)",
             flush=True,
         )
-    measure.save(arguments.output, results)
     del os.environ["JAX_DEFAULT_MATMUL_PRECISION"]
+    if "jax" in results:
+        options = ["--child", "jobs", "--jobs", str(arguments.jobs)]
+        options += ["--rounds", str(arguments.rounds)]
+        found = results["jax"]["jobs"] = measure.child(sys.argv[0], options, "jax")
+        print(
+            f"jax: {arguments.jobs} trainings vmapped "
+            f"{found['vmapped']['median']:.2f} s, "
+            f"one by one {found['one by one']['median']:.2f} s: "
+            f"{found['ratio']['median']:.1f} times as fast",
+            flush=True,
+        )
+    measure.save(arguments.output, results)
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "monitor_cost.py")
     cost = ["--networks", "dense", "--backends", arguments.backends]
     cost += ["--rounds", str(arguments.rounds)]

@@ -179,6 +179,13 @@ def _add_compare(commands: Any) -> None:
         "back to the best, in all arms (default: train all epochs)",
     )
     add(
+        "--memory",
+        type=float,
+        metavar="GIB",
+        help="that trainings which run at the same time may take, all together "
+        "(default: 2)",
+    )
+    add(
         "--directory",
         default="runs/compare",
         help="where results and TensorBoard runs go; the same command goes on where it "
@@ -196,7 +203,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     from keras_scaled_l2.experiments.progress import choose
 
     options = ("seeds", "epochs", "batch_size", "hidden", "dropout", "optimizer")
-    more = ("arms", "learning_rate", "model", "tune", "patience")
+    more = ("arms", "learning_rate", "model", "tune", "patience", "memory")
     given = {n: getattr(arguments, n) for n in (*options, *more)}
     experiment = None
     try:

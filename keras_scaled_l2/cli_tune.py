@@ -9,7 +9,15 @@ from typing import Any
 from keras_scaled_l2.cli_numbers import NumbersError
 
 _PLAIN = ("rule", "method", "criterion", "optimizer", "folds", "seeds", "epochs")
-_OTHERS = ("batch_size", "hidden", "learning_rate", "patience", "storage", "workers")
+_OTHERS = (
+    "batch_size",
+    "hidden",
+    "learning_rate",
+    "patience",
+    "memory",
+    "storage",
+    "workers",
+)
 
 
 def add_tune(commands: Any) -> None:
@@ -64,6 +72,13 @@ def add_tune(commands: Any) -> None:
         metavar="URL",
         help="database of the study, as postgresql://user@host/name, for workers on "
         "several machines (default: study.db in the directory)",
+    )
+    add(
+        "--memory",
+        type=float,
+        metavar="GIB",
+        help="that trainings which run at the same time may take, all together "
+        "(default: 2)",
     )
     add("--workers", type=int, metavar="N", help="processes that train (default: 1)")
     add(

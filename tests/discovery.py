@@ -52,6 +52,13 @@ def rule_name(rule):
 
 SOME_RULES = list(some_rules())
 every_rule = pytest.mark.parametrize("rule", SOME_RULES, ids=rule_name)
+# A rule sees a shape, a fan-in and counts, and all rules share the code that tells them
+# these: one that takes the fan-in and one that takes a count stand for all.
+telling_rule = pytest.mark.parametrize(
+    "rule",
+    [r for r in SOME_RULES if rule_name(r) in ("PriorL2", "ScaledL2-model")],
+    ids=rule_name,
+)
 
 
 def expected_coefficient(rule, shape, *, fan_in=None, layer=None, model=None):

@@ -8,7 +8,7 @@ import numpy as np
 from keras_scaled_l2.experiments.architectures import dense, initial_weights
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.coefficients import penalizable
-from keras_scaled_l2.experiments.engine import Engine, Job
+from keras_scaled_l2.experiments.engine import Engine, Job, Parts
 from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.twin import VariableDropout, derive, matching_weights
 
@@ -47,22 +47,26 @@ def make_network(problem, seed=0):
 def make_engine(
     problem, network=None, *, drops=False, optimizer="sgd", decays=False, **options
 ):
-    network = make_network(problem) if network is None else network
-    twin = network
-    weight = {id(v): v for v in network.weights}
-    if drops:
-        twin = derive(network, 0.5, seed=0, dropout=VariableDropout)
-        weight = {id(v): t for v, t in matching_weights(network, twin)}
-    return Engine(
-        twin,
-        weights=[weight[id(v)] for v in network.weights],
-        penalties={p: weight[id(v)] for p, v in penalizable(network).items()},
-        problem=problem,
-        optimizer=OPTIMIZERS[optimizer](),
-        batch_size=BATCH,
-        decays=decays,
-        **options,
-    )
+    """Of a function that makes a network, or of one network: then in one thread."""
+
+    def parts():
+        made = make_network(problem) if network is None else network
+        made = made() if not isinstance(made, keras.Model) else made
+        twin = made
+        weight = {id(v): v for v in made.weights}
+        if drops:
+            twin = derive(made, 0.5, seed=0, dropout=VariableDropout)
+            weight = {id(v): t for v, t in matching_weights(made, twin)}
+        return Parts(
+            twin,
+            weights=[weight[id(v)] for v in made.weights],
+            penalties={p: weight[id(v)] for p, v in penalizable(made).items()},
+            optimizer=OPTIMIZERS[optimizer](),
+        )
+
+    if isinstance(network, keras.Model):
+        options.setdefault("threads", 1)
+    return Engine(parts, problem=problem, batch_size=BATCH, decays=decays, **options)
 
 
 @functools.cache

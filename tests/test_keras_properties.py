@@ -22,6 +22,7 @@ from discovery import (
     expected_coefficient,
     model_of,
     rule_name,
+    telling_rule,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,7 +152,7 @@ def test_keras_knows_a_rule_by_its_registered_name_and_not_by_another(rule_class
 
 
 @every_regularized_argument
-@one_of_each_rule
+@telling_rule
 def test_layer_has_one_loss_for_each_weight_of_an_argument(name, argument, rule):
     model = model_of(name, rule, which=[argument])
     weights = [v for v in model.weights if v.regularizer is not None]

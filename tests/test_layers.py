@@ -13,6 +13,7 @@ from discovery import (
     model_of,
     name_in_case,
     randomise,
+    telling_rule,
     values,
 )
 from keras import ops
@@ -52,6 +53,7 @@ def test_discovery_finds_layers_and_rules():
     assert {"Dense", "Conv3DTranspose", "GRUCell", "MultiHeadAttention"} <= set(LAYERS)
     assert len(LAYERS) >= 25
     assert {type(rule) for rule in SOME_RULES} == set(RULES)
+    assert len(telling_rule.args[1]) == 2
 
 
 @every_layer
@@ -69,7 +71,7 @@ def test_layer_without_a_case_is_a_failure_that_says_what_to_add(monkeypatch):
 
 
 @every_layer
-@every_rule
+@telling_rule
 def test_layer_made_with_a_rule_has_its_penalty_and_gradient(name, rule):
     model = model_of(name, rule)
     bind(model)
@@ -91,7 +93,7 @@ def free_model(name, free_models):
 
 
 @every_layer
-@every_rule
+@telling_rule
 def test_layer_given_a_rule_has_its_penalty_and_gradient(name, rule, free_model):
     paths = attach(free_model, rule, where=everything)
     assert paths == [v.path for v in free_model.trainable_weights]
@@ -115,7 +117,7 @@ def test_layer_given_a_rule_has_it_on_kernels_and_embeddings_only(name, free_mod
 
 
 @every_layer
-@every_rule
+@telling_rule
 @pytest.mark.parametrize("by", ["constructor", "attach"])
 def test_layer_keeps_its_penalty_in_a_file_and_a_clone(name, rule, by, tmp_path):
     model = model_of(name, rule if by == "constructor" else None)

@@ -279,16 +279,17 @@ class Breaking:
     """Presses Ctrl-C in a run, counted from 1."""
 
     def __init__(self, run):
-        self.left = run
+        self.left, self.breaks = run, False
 
     def __getattr__(self, name):
         return lambda *_: None
 
     def begin(self, *_):
         self.left -= 1
+        self.breaks |= self.left == 0
 
-    def epoch(self, _):
-        if not self.left:
+    def epoch(self, *_):
+        if self.breaks:
             raise KeyboardInterrupt
 
 

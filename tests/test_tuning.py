@@ -11,9 +11,10 @@ import pytest
 from keras_scaled_l2 import HalfLifeL2, PriorL2, SampleL2, ScaledL2
 from keras_scaled_l2.experiments import Arm, compare, grids
 from keras_scaled_l2.experiments.arrays import checked
-from keras_scaled_l2.experiments.engine import Engine, _Run
+from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.results.records import Hyperparameters
+from keras_scaled_l2.experiments.training import Training
 
 # Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
 pytestmark = pytest.mark.filterwarnings(
@@ -198,13 +199,13 @@ def test_test_set_has_no_part_in_the_choice(tuned):
 
 
 def test_trials_never_ask_for_the_test_set(monkeypatch):
-    asked, real = [], _Run._evaluate
+    asked, real = [], Training._evaluate
 
     def spy(self, part):
         asked.append((self._jobs[0].seed, part))
         return real(self, part)
 
-    monkeypatch.setattr(_Run, "_evaluate", spy)
+    monkeypatch.setattr(Training, "_evaluate", spy)
     monkeypatch.setattr(Engine, "warm_up", lambda *_: None)
     small(arms=["l2"], seeds=1)
     assert {part for seed, part in asked if seed == 2**20} == {"validation"}

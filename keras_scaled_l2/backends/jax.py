@@ -34,6 +34,8 @@ class TrainingLoop:
     """
 
     batches_jobs = jax.default_backend() != "cpu"
+    side_by_side = not batches_jobs
+    keeps_state = False
 
     def __init__(self, trainee: Trainee, *, batched: bool = False) -> None:
         self._trainee = trainee
@@ -69,6 +71,9 @@ class TrainingLoop:
     def put(self, x: np.ndarray, y: np.ndarray) -> Data:
         """Bring data to the device."""
         return jnp.asarray(x), jnp.asarray(y)
+
+    def seed(self, number: int) -> None:
+        """Programs draw from nothing but Keras's seeds."""
 
     def start(self, jobs: Sequence[Values]) -> JaxState:
         """The state that jobs start from."""

@@ -120,11 +120,20 @@ class TrainingLoop(Protocol):
     batches_jobs: bool
     """Whether several jobs in one state are faster than one after the other."""
 
+    side_by_side: bool
+    """Whether several trainings at a time, in threads, are faster."""
+
+    keeps_state: bool
+    """Whether the state lies in the network's variables: one training at a time."""
+
     def __init__(self, trainee: Trainee, *, batched: bool = False) -> None:
         """Compiles nothing yet."""
 
     def put(self, x: np.ndarray, y: np.ndarray) -> Data:
         """Bring data to the device."""
+
+    def seed(self, number: int) -> None:
+        """For layers that draw from neither a seed of their own nor Keras's."""
 
     def start(self, jobs: Sequence[Values]) -> State:
         """The state that jobs start from."""

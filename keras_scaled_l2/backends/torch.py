@@ -22,6 +22,8 @@ class TrainingLoop:
     """
 
     batches_jobs = False
+    side_by_side = False
+    keeps_state = True
 
     def __init__(self, trainee: Trainee, *, batched: bool = False) -> None:
         if batched:
@@ -36,6 +38,10 @@ class TrainingLoop:
     def put(self, x: np.ndarray, y: np.ndarray) -> Data:
         """Bring data to the device."""
         return ops.convert_to_tensor(x), ops.convert_to_tensor(y)
+
+    def seed(self, number: int) -> None:
+        """For torch modules with dropout, which draw from torch's global generator."""
+        torch.manual_seed(number)
 
     def start(self, jobs: Sequence[Values]) -> list[Any]:
         """Give the variables the values that a job starts from."""

@@ -26,6 +26,7 @@ from keras_scaled_l2.experiments.engine import (
     Engine,
     Job,
     Norms,
+    Parts,
     Trained,
     Watch,
 )
@@ -34,6 +35,7 @@ from keras_scaled_l2.experiments.naming import paths
 from keras_scaled_l2.experiments.plan import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_EPOCHS,
+    DEFAULT_MEMORY,
     DEFAULT_SEEDS,
     Model,
     Plan,
@@ -75,6 +77,7 @@ def compare(
     directory: str | os.PathLike[str] | None = None,
     tune: int | None = None,
     patience: int | None = None,
+    memory: float = DEFAULT_MEMORY,
     progress: Progress | bool = True,
 ) -> Comparison:
     """Train one network under several arms, and say what came of it.
@@ -110,6 +113,8 @@ def compare(
         patience: Epochs without a lower validation data loss after which training
             stops and goes back to the best epoch, in all arms. ``None`` trains all
             epochs.
+        memory: GiB that trainings which run at the same time may take, all together
+            (eight copies of its weights each).
         progress: ``True`` shows progress on standard error, ``False`` nothing.
 
     Raises:
@@ -134,6 +139,7 @@ def compare(
         directory=directory,
         tune=tune,
         patience=patience,
+        memory=memory,
     )
     return Experiment(plan).run(choose(progress))
 
@@ -284,12 +290,17 @@ class Experiment:
         """All trials of a seed, then all its runs, as batches of jobs."""
         shared = _Shared(self.plan, seed)
         tasks = [_Task(a, seed, n) for a in self._arms for n in range(len(a.grid))]
-        trials: dict[str, list[Trial]] = {arm.name: [] for arm in self._arms}
+        tried_by_number: dict[str, dict[int, Trial]] = {a.name: {} for a in self._arms}
         for task, found in self._all(tasks, [t.tried for t in tasks], shared, progress):
             tried = Trial.from_dict(found)
-            trials[task.arm.name].append(tried)
             assert task.trial is not None
+            tried_by_number[task.arm.name][task.trial] = tried
             progress.tried(task.arm.name, seed, task.trial, tried)
+        # As they stand in the grid, whichever ended first.
+        trials = {
+            name: [found[number] for number in sorted(found)]
+            for name, found in tried_by_number.items()
+        }
         tasks = [_Task(arm, seed) for arm in self._arms]
         settings = [_best(arm, trials[arm.name]) for arm in self._arms]
         for task, found in self._all(tasks, settings, shared, progress):
@@ -367,6 +378,15 @@ class Experiment:
         return self._engines[kind]
 
     def _make_engine(self, drops: bool, decays: bool) -> Engine:
+        return Engine(
+            functools.partial(self._parts, drops),
+            problem=self.plan.problem,
+            batch_size=self.plan.batch_size,
+            decays=decays,
+            memory=self.plan.memory,
+        )
+
+    def _parts(self, drops: bool) -> Parts:
         network = self.plan.architecture.build(self.plan.seeds[0])
         twin = network
         weight = {id(v): v for v in network.weights}
@@ -374,7 +394,7 @@ class Experiment:
             twin = derive(network, 0.5, seed=0, dropout=VariableDropout)
             weight = {id(v): t for v, t in matching_weights(network, twin)}
         path = paths(network)
-        return Engine(
+        return Parts(
             twin,
             weights=[weight[id(v)] for v in network.weights],
             penalties={
@@ -382,10 +402,7 @@ class Experiment:
                 for v in network.weights
                 if path[id(v)] in self._penalties
             },
-            problem=self.plan.problem,
             optimizer=self.plan.optimizer.make(),
-            batch_size=self.plan.batch_size,
-            decays=decays,
         )
 
     @contextlib.contextmanager
@@ -488,7 +505,9 @@ class _Training(Watch):
         self._experiment._check_interrupt()
         if place in self._events:
             self._events[place].epoch(place, curves, norms)
-        self._progress.epoch({name: values[-1] for name, values in curves.items()})
+        logs = {name: values[-1] for name, values in curves.items()}
+        task, _ = self._pairs[place]
+        self._progress.epoch(task.arm.name, task.seed, logs)
 
     def _job(self, task: _Task, setting: Hyperparameters) -> Job:
         plan = self._experiment.plan

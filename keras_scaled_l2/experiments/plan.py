@@ -45,6 +45,7 @@ Model: TypeAlias = (
 DEFAULT_SEEDS = 3
 DEFAULT_EPOCHS = 12
 DEFAULT_BATCH_SIZE = 64
+DEFAULT_MEMORY = 2.0
 DEFAULT_LEARNING_RATES = {"sgd": 0.05, "adam": 1e-3}
 """``sgd`` has momentum 0.9; ``adam`` is Keras's own.
 
@@ -99,6 +100,7 @@ class Plan:
     directory: pathlib.Path | None
     trials: int
     patience: int | None
+    memory: int
 
     def data(self, seed: int) -> Problem:
         """The problem as a seed splits it; arrays that came split stay so."""
@@ -156,6 +158,7 @@ def make_plan(
     directory: str | os.PathLike[str] | None = None,
     tune: int | None = None,
     patience: int | None = None,
+    memory: float = DEFAULT_MEMORY,
 ) -> Plan:
     """Check what ``compare`` was asked for; the arguments are those of ``compare``.
 
@@ -171,6 +174,7 @@ def make_plan(
     trials = 0 if tune is None else check_count("tune", tune)
     if patience is not None:
         check_count("patience", patience)
+    size = _memory(memory)
     config = _optimizer(optimizer, learning_rate)
     # Missing packages come to light now, not after an hour of training.
     require("scipy.stats", "the confidence interval")
@@ -199,6 +203,7 @@ def make_plan(
         directory=None if directory is None else _writable(directory),
         trials=trials,
         patience=patience,
+        memory=size,
     )
 
 
@@ -266,6 +271,14 @@ def check_count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{name} {value!r}: expected a whole number of 1 or more.")
     return value
+
+
+def _memory(value: Any) -> int:
+    """GiB as bytes."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and 0 < value < math.inf):
+        raise InputError(f"memory {value!r}: expected GiB, a number above 0.")
+    return int(value * 2**30)
 
 
 def _arms(

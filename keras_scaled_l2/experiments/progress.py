@@ -11,7 +11,10 @@ from keras_scaled_l2.experiments.results.records import RunRecord, Trial
 
 
 class Progress(Protocol):
-    """Told of everything that happens in a comparison, in this order."""
+    """Told of everything that happens in a comparison.
+
+    Several runs may be under way at the same time.
+    """
 
     def start(self, jobs: int, epochs: int) -> None:
         """So many runs and trials of at most so many epochs each are to be made."""
@@ -22,8 +25,8 @@ class Progress(Protocol):
     def begin(self, arm: str, seed: int, trial: int | None = None) -> None:
         """A run begins, or a trial; not told of one that was finished before."""
 
-    def epoch(self, logs: dict[str, Any]) -> None:
-        """An epoch of it has ended with these logs."""
+    def epoch(self, arm: str, seed: int, logs: dict[str, Any]) -> None:
+        """An epoch of a run or trial has ended with these logs."""
 
     def tried(self, arm: str, seed: int, number: int, trial: Trial) -> None:
         """A trial has ended, now or in an earlier call, with this record."""
@@ -47,7 +50,7 @@ class Silent:
     def begin(self, arm: str, seed: int, trial: int | None = None) -> None:
         """Shows nothing."""
 
-    def epoch(self, logs: dict[str, Any]) -> None:
+    def epoch(self, arm: str, seed: int, logs: dict[str, Any]) -> None:
         """Shows nothing."""
 
     def tried(self, arm: str, seed: int, number: int, trial: Trial) -> None:
@@ -76,37 +79,40 @@ class Lines(Silent):
         self._stream = stream
         self._clock = clock
         self._jobs = self._ended = self._made = 0
-        self._seconds = 0.0
         self._begun: float | None = None
+        self._running: set[tuple[str, int, int | None]] = set()
 
     def start(self, jobs: int, epochs: int) -> None:
         """Counts the runs and trials."""
         self._jobs, self._ended, self._made = jobs, 0, 0
-        self._seconds, self._begun = 0.0, None
+        self._begun = None
+        self._running.clear()
 
     def begin(self, arm: str, seed: int, trial: int | None = None) -> None:
-        """Takes the time."""
-        self._begun = self._clock()
+        """Takes the time of the first."""
+        self._begun = self._clock() if self._begun is None else self._begun
+        self._running.add((arm, seed, trial))
 
     def tried(self, arm: str, seed: int, number: int, trial: Trial) -> None:
         """Prints the line of the trial."""
-        self._line(describe_trial(arm, seed, number, trial))
+        line = describe_trial(arm, seed, number, trial)
+        self._line(line, (arm, seed, number))
 
     def finish(self, arm: str, record: RunRecord) -> None:
         """Prints the line of the run."""
-        self._line(describe(arm, record))
+        self._line(describe(arm, record), (arm, record.seed, None))
 
-    def _line(self, text: str) -> None:
+    def _line(self, text: str, run: tuple[str, int, int | None]) -> None:
         self._ended += 1
         left = self._jobs - self._ended
-        if self._begun is None:
+        if run not in self._running or self._begun is None:
             text += " (found)"
         else:
+            self._running.remove(run)
             self._made += 1
-            self._seconds += self._clock() - self._begun
-            self._begun = None
+            seconds = (self._clock() - self._begun) / self._made
             if left:
-                text += f"; about {duration(self._seconds / self._made * left)} left"
+                text += f"; about {duration(seconds * left)} left"
         print(
             f"[{self._ended}/{self._jobs}] {text}",
             file=self._stream or sys.stderr,
@@ -143,7 +149,6 @@ class Bar(Silent):
             transient=True,
         )
         self._task = self._columns.add_task("starting", total=None)
-        self._run = ""
         self._epochs = self._ended = 0
 
     def start(self, jobs: int, epochs: int) -> None:
@@ -154,21 +159,22 @@ class Bar(Silent):
 
     def compile(self) -> None:
         """Says what takes so long."""
-        self._columns.update(self._task, description=f"{self._run}: compiling")
+        self._columns.update(self._task, description="compiling")
 
     def begin(self, arm: str, seed: int, trial: int | None = None) -> None:
         """Names the run."""
-        self._run = f"{arm}, seed {seed}"
+        run = f"{arm}, seed {seed}"
         if trial is not None:
-            self._run += f", trial {trial}"
-        self._columns.update(self._task, description=self._run)
+            run += f", trial {trial}"
+        self._columns.update(self._task, description=run)
 
-    def epoch(self, logs: dict[str, Any]) -> None:
+    def epoch(self, arm: str, seed: int, logs: dict[str, Any]) -> None:
         """Moves the bar."""
         loss, validation = logs.get("data_loss"), logs.get("val_data_loss")
         shown = "" if loss is None else f": data loss {loss:.4f}"
         shown += "" if validation is None else f", validation {validation:.4f}"
-        self._columns.update(self._task, advance=1, description=self._run + shown)
+        run = f"{arm}, seed {seed}"
+        self._columns.update(self._task, advance=1, description=run + shown)
 
     def tried(self, arm: str, seed: int, number: int, trial: Trial) -> None:
         """Prints the line of the trial above the bar."""
@@ -184,8 +190,10 @@ class Bar(Silent):
 
     def _end(self, line: str) -> None:
         self._ended += 1
-        # Fewer epochs than there might have been, where training stopped early.
-        self._columns.update(self._task, completed=self._ended * self._epochs)
+        # Fewer epochs than there might have been, where training stopped early; never
+        # back, where others are under way.
+        done = max(self._ended * self._epochs, self._columns.tasks[0].completed)
+        self._columns.update(self._task, completed=done)
         self._columns.console.print(line, highlight=False, markup=False)
 
 

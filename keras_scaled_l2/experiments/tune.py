@@ -10,7 +10,7 @@ import keras
 
 from keras_scaled_l2.experiments.axis import NAMES
 from keras_scaled_l2.experiments.errors import unknown
-from keras_scaled_l2.experiments.plan import Model
+from keras_scaled_l2.experiments.plan import DEFAULT_MEMORY, Model
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.experiments.results.tuning import TuningResult
 from keras_scaled_l2.experiments.tuner import Say, Tuner, print_line, say_nothing
@@ -34,6 +34,7 @@ def tune(
     optimizer: str | keras.optimizers.Optimizer = "sgd",
     learning_rate: float | None = None,
     patience: int | None = None,
+    memory: float = DEFAULT_MEMORY,
     storage: str | None = None,
     workers: int = 1,
     directory: str | os.PathLike[str] | None = None,
@@ -67,6 +68,7 @@ def tune(
         learning_rate: As in ``compare``.
         patience: Epochs without a lower validation data loss after which a training
             stops and goes back to the best; 4 for hold-out by default.
+        memory: As in ``compare``.
         storage: URL of the database for the study; ``None`` for one in the directory.
         workers: Processes that train.
         directory: Where study, result, figure and page go; the same call goes on where
@@ -92,6 +94,7 @@ def tune(
         "optimizer": optimizer,
         "learning_rate": learning_rate,
         "patience": patience,
+        "memory": memory,
         "storage": storage,
         "workers": workers,
         "directory": directory,

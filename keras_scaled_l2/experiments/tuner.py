@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments.coefficients import penalizable
-from keras_scaled_l2.experiments.engine import Engine, Job, Trained
+from keras_scaled_l2.experiments.engine import Engine, Job, Parts, Trained
 from keras_scaled_l2.experiments.errors import InputError, require
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
 from keras_scaled_l2.experiments.naming import paths
@@ -349,6 +350,18 @@ class Tuner:
 
 def make_engine(plan: TuningPlan, *, drops: bool, decays: bool) -> Engine:
     """The engine of a plan's network, with or without dropout and decay."""
+    return Engine(
+        functools.partial(_parts, plan, drops),
+        problem=plan.base.problem,
+        batch_size=plan.base.batch_size,
+        decays=decays,
+        memory=plan.base.memory,
+        # Several workers keep the cores busy by themselves.
+        threads=None if plan.workers == 1 else 1,
+    )
+
+
+def _parts(plan: TuningPlan, drops: bool) -> Parts:
     network = plan.base.architecture.build(plan.base.seeds[0])
     variant = network
     weight = {id(v): v for v in network.weights}
@@ -356,16 +369,13 @@ def make_engine(plan: TuningPlan, *, drops: bool, decays: bool) -> Engine:
         variant = derive(network, 0.5, seed=0, dropout=VariableDropout)
         weight = {id(v): t for v, t in matching_weights(network, variant)}
     path, chosen = paths(network), penalizable(plan.base.network)
-    return Engine(
+    return Parts(
         variant,
         weights=[weight[id(v)] for v in network.weights],
         penalties={
             path[id(v)]: weight[id(v)] for v in network.weights if path[id(v)] in chosen
         },
-        problem=plan.base.problem,
         optimizer=plan.base.optimizer.make(),
-        batch_size=plan.base.batch_size,
-        decays=decays,
     )
 
 

@@ -1,0 +1,265 @@
+"""A batch of jobs while it trains."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_scaled_l2.backends.loop import Data, State
+from keras_scaled_l2.experiments.jobs import (
+    NORMS,
+    Evaluation,
+    Gradients,
+    Job,
+    Stop,
+    Trained,
+    Watch,
+)
+from keras_scaled_l2.experiments.program import Program
+
+EVALUATION_BATCH = 1000
+CALL_SECONDS = 0.5
+"""How long one call of a program may take: so long Ctrl-C waits for an answer."""
+
+
+class Training:
+    """A batch of jobs while it trains: the only place that moves its state.
+
+    Args:
+        program: What they are compiled to.
+        jobs: Place of the job -> the job; all of one problem.
+        stop: As in ``Engine.train``.
+        watch: As in ``Engine.train``.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        jobs: Mapping[int, Job],
+        stop: Stop | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        self._program, self._loop = program, program.loop
+        self._watch = watch or Watch()
+        self._places, self._jobs = list(jobs), list(jobs.values())
+        self._stop = stop
+        self._problem = self._jobs[0].problem
+        self._loop.seed(self._jobs[0].seed)
+        values = [program.values(job) for job in self._jobs]
+        self._c = np.stack([v.coefficients for v in values]).astype(np.float64)
+        self._state: State = self._loop.start(values)
+        self._kept: Any = None
+        n = len(self._jobs)
+        self._curves: list[dict[str, list[float]]] = [{} for _ in range(n)]
+        self._squares: list[list[np.ndarray]] = [[] for _ in range(n)]
+        self._best, self._best_epoch = np.full(n, math.inf), np.zeros(n, int)
+        self._epoch = 0
+        self._active = np.array([job.epochs > 0 for job in self._jobs])
+        self._steps = np.zeros(n, int)
+        self._seconds = np.zeros(n)
+
+    def train(self) -> None:
+        """All epochs of all jobs."""
+        for place in self._places:
+            self._watch.begin(place)
+        while self._active.any():
+            clock = time.perf_counter()
+            self.epoch()
+            self.validate()
+            self._look_at_losses()
+            self._seconds[self._active] += time.perf_counter() - clock
+            for k in np.flatnonzero(self._active).tolist():
+                self._watch.epoch(
+                    self._places[k], self._curves[k], self._norms(k, self._epoch - 1)
+                )
+            self._active &= [not self._ends(k) for k in range(len(self._jobs))]
+        if self._kept is not None:
+            self._state = self._loop.go_back(self._state, self._kept)
+
+    def epoch(self, steps: int | None = None) -> None:
+        """One pass over the training data, measured at its first step."""
+        size = self._program.batch_size
+        data = self._program.put(self._problem, "train")
+        n = len(self._problem.y_train)
+        order = self._order(n)
+        whole = n // size if steps is None else min(steps, n // size)
+        batches = order[:, : n // size * size].reshape(len(order), -1, size)
+        rest = order[:, n // size * size :]
+        first = batches[:, 0] if whole else rest
+        sums, squares = self._step(data, first)
+        if whole > 1:
+            sums = sums + self._many(data, batches, 1, whole)
+        if whole and rest.shape[1]:
+            # Of another size: a program of its own, as Keras's last step is.
+            sums = sums + self._step(data, rest)[0]
+        self._steps[self._active] += -(-n // size)
+        measured = self._each(squares)
+        for k in np.flatnonzero(self._active):
+            self._squares[k].append(measured[k].astype(np.float64))
+        self._append("", self._each(sums), n)
+        self._epoch += 1
+
+    def validate(self) -> None:
+        """Validation losses of the jobs that train."""
+        sums, _ = self._evaluate("validation")
+        self._append("val_", sums, len(self._problem.y_validation))
+
+    def result(self, k: int, evaluate: Sequence[str], gradients: bool) -> Trained:
+        """What a job left."""
+        curves = self._curves[k]
+        last = len(curves.get("val_data_loss", ()))
+        best = int(self._best_epoch[k]) or min(1, last)
+        kept = last if self._jobs[k].patience is None else best
+        return Trained(
+            curves=curves,
+            norms=self._all_norms(k),
+            best_epoch=best,
+            kept_epoch=kept,
+            steps=int(self._steps[k]),
+            seconds=float(self._seconds[k]),
+            evaluations={part: self._evaluation(part, k) for part in evaluate},
+            gradients=self._gradients(k) if gradients else None,
+            weights=self._final_weights(k),
+        )
+
+    def _ends(self, k: int) -> bool:
+        job = self._jobs[k]
+        waited = self._epoch - self._best_epoch[k]
+        if self._epoch >= job.epochs or (
+            job.patience is not None and waited >= job.patience
+        ):
+            return True
+        place = self._places[k]
+        return self._stop is not None and self._stop(place, self._curves[k])
+
+    def _order(self, n: int) -> np.ndarray:
+        """The order of the examples, which follows from seed and epoch alone."""
+        return np.stack(
+            [
+                np.random.default_rng([job.seed, self._epoch]).permutation(n)
+                for job in self._jobs
+            ]
+        ).astype(np.int32)
+
+    def _look_at_losses(self) -> None:
+        """Remembers the best epoch, and its weights where they are to be kept."""
+        losses = np.array([c["val_data_loss"][-1] for c in self._curves])
+        # A loss that is not a number is no best one, wherever it stands.
+        better = self._active & (losses < self._best)
+        self._best = np.where(better, losses, self._best)
+        self._best_epoch = np.where(better, self._epoch, self._best_epoch)
+        stopping = np.array([job.patience is not None for job in self._jobs])
+        if not stopping.any():
+            return
+        # Jobs without patience keep their last weights.
+        keep = np.where(stopping, better, self._active)
+        if self._epoch == 1 or keep.any():
+            self._kept = self._loop.keep(self._state, keep, self._kept)
+
+    def _step(self, data: Data, chosen: np.ndarray) -> tuple[Any, Any]:
+        self._state, sums, squares = self._loop.step(
+            self._state, data, self._some(chosen), self._active
+        )
+        return sums, squares
+
+    def _many(self, data: Data, order: np.ndarray, start: int, stop: int) -> Any:
+        """Steps in calls short enough for Ctrl-C to be answered."""
+        total: Any = 0.0
+        while start < stop:
+            pace = self._program.seconds_per_step
+            # Before the first measurement few steps at once, and waited for.
+            n = 2 if pace is None else max(1, int(CALL_SECONDS / pace))
+            end = min(start + n, stop)
+            clock = time.perf_counter()
+            self._state, sums = self._loop.steps(
+                self._state, data, self._some(order), (start, end), self._active
+            )
+            total = total + sums
+            self._watch.tick()
+            if pace is None or end < stop:
+                self._loop.fetch(sums)
+                seconds = (time.perf_counter() - clock) / (end - start)
+                self._program.seconds_per_step = max(seconds, 1e-6)
+            start = end
+        return total
+
+    def _some(self, array: np.ndarray) -> np.ndarray:
+        """An array with a row for each job, as the loop takes it."""
+        return array if self._program.batched else array[0]
+
+    def _each(self, tensor: Any) -> np.ndarray:
+        """A result with a row for each job."""
+        found = self._loop.fetch(tensor)
+        return found if self._program.batched else found[None]
+
+    def _evaluate(self, part: str) -> tuple[np.ndarray, list[Any]]:
+        data = self._program.put(self._problem, part)
+        n = len(getattr(self._problem, f"y_{part}"))
+        total, outputs = None, []
+        for start in range(0, n, EVALUATION_BATCH):
+            chosen = np.arange(start, min(start + EVALUATION_BATCH, n), dtype=np.int32)
+            sums, output = self._loop.evaluate(self._state, data, chosen)
+            total = sums if total is None else total + sums
+            outputs.append(output)
+        return self._each(total), outputs
+
+    def _evaluation(self, part: str, k: int) -> Evaluation:
+        sums, outputs = self._evaluate(part)
+        n = len(getattr(self._problem, f"y_{part}"))
+        loss, penalty, right = (float(value) / n for value in sums[k])
+        return Evaluation(
+            data_loss=loss,
+            penalty=penalty,
+            accuracy=None if self._program.right is None else right,
+            outputs=np.concatenate([self._each(output)[k] for output in outputs]),
+        )
+
+    def _gradients(self, k: int) -> Gradients:
+        data = self._program.put(self._problem, "train")
+        n = min(EVALUATION_BATCH, len(self._problem.y_train))
+        chosen = np.arange(n, dtype=np.int32)
+        found = self._loop.gradient_squares(self._state, data, chosen)
+        weights, gradients = np.sqrt(self._each(found)[k].astype(np.float64)).tolist()
+        names = self._program.names
+        return Gradients(
+            dict(zip(names, weights, strict=True)),
+            dict(zip(names, gradients, strict=True)),
+        )
+
+    def _append(self, prefix: str, sums: np.ndarray, n: int) -> None:
+        names = ["data_loss", "penalty", "accuracy"]
+        if self._program.right is None:
+            names = names[:2]
+        for k in np.flatnonzero(self._active):
+            for name, value in zip(names, sums[k], strict=False):
+                curve = self._curves[k].setdefault(prefix + name, [])
+                curve.append(float(value) / n)
+
+    def _norms(self, k: int, epoch: int) -> dict[str, dict[str, float]]:
+        """Norms at the first step of an epoch: kind -> weight -> norm."""
+        weights, gradients = np.sqrt(self._squares[k][epoch])
+        columns = (weights, gradients, 2.0 * self._c[k] * weights)
+        return {
+            kind: dict(zip(self._program.names, column.tolist(), strict=True))
+            for kind, column in zip(NORMS, columns, strict=True)
+        }
+
+    def _all_norms(self, k: int) -> dict[str, dict[str, list[float]]]:
+        """``_norms`` of all epochs: kind -> weight -> norm by epoch."""
+        epochs = [self._norms(k, epoch) for epoch in range(len(self._squares[k]))]
+        return {
+            kind: {name: [norms[kind][name] for norms in epochs] for name in names}
+            for kind in NORMS
+            if (names := self._program.names) and epochs
+        }
+
+    def _final_weights(self, k: int) -> list[np.ndarray]:
+        network = self._program.network
+        variables = (*network.trainable_variables, *network.non_trainable_variables)
+        values = self._loop.weights(self._state)[k]
+        found = {id(v): value for v, value in zip(variables, values, strict=True)}
+        return [found[id(v)] for v in self._program.weights]
