@@ -29,7 +29,7 @@ from keras_scaled_l2.fitting import (
 )
 from keras_scaled_l2.rule import Rule
 from keras_scaled_l2.saving import unsaved
-from keras_scaled_l2.validation import positive_count
+from keras_scaled_l2.validation import check_is_model, positive_count
 
 Where = (
     Callable[[keras.Layer, keras.Variable], bool]
@@ -112,7 +112,11 @@ def detach(model: keras.Model) -> list[str]:
 
     Returns:
         The paths of the weights that were restored; empty if there were none.
+
+    Raises:
+        TypeError: If it is no Keras model.
     """
+    check_is_model(model)
     record: list[_Previous] = vars(model).pop(_RECORD, [])
     for previous in record:
         weight = previous.weight
@@ -366,11 +370,7 @@ def _named(weights: Sequence[Weight]) -> str:
 
 def check_built(model: Any) -> None:
     """Refuse what is no model, or has no weights yet, with the remedy."""
-    if not isinstance(model, keras.Layer):
-        raise TypeError(
-            f"model={model!r} is of type {type(model).__name__}: expected a Keras "
-            "model."
-        )
+    check_is_model(model)
     if not model.built or not model.weights:
         raise ValueError(
             f"The model {model.name!r} is not built: it has no weights yet. Call it on "

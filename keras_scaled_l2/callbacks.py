@@ -43,7 +43,7 @@ from keras_scaled_l2.rule import Rule, effective_coefficient, name_of
 from keras_scaled_l2.scalars import LAYOUT, cost_scalars, gradient_scalars
 from keras_scaled_l2.starting import StartingLine
 from keras_scaled_l2.tensorboard import EventFile, EventFiles
-from keras_scaled_l2.validation import positive_count
+from keras_scaled_l2.validation import check_is_model, positive_count
 
 Logs = dict[str, Any]
 
@@ -97,6 +97,7 @@ class ApplyL2(keras.callbacks.Callback):
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Attaches, counts and resolves."""
         model = self.model
+        check_is_model(model)
         build_from_running_fit(model)
         counted = data_of_running_fit(model)
         samples = counted.samples if self.samples is None else self.samples
@@ -213,6 +214,7 @@ class CostMonitor(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Installs the split, after checking that events can be written."""
+        check_is_model(self.model)
         self._close_files()
         if self.log_dir is not None:
             self._files = EventFiles(self.log_dir, "train")

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,7 +93,14 @@ def _report(arguments: argparse.Namespace) -> int:
         )
     except (ValueError, TypeError) as error:
         remedy = " Here: --samples N." if "training examples" in str(error) else ""
-        raise NumbersError(f"{error}{remedy}") from error
+        raise NumbersError(f"{_one_line(error)}{remedy}") from error
+    except Exception as error:  # each backend raises its own for data of a wrong kind
+        if x is None:
+            raise
+        raise NumbersError(
+            f"{arguments.model!r} cannot be evaluated on x {_shape(x)} and y "
+            f"{_shape(y)}: {_one_line(error)}"
+        ) from error
     if arguments.json:
         print(json.dumps(_finite(report.to_dict()), indent=1, allow_nan=False))
     else:
@@ -162,6 +170,19 @@ def _load_arrays(path: str) -> tuple[Any, Any]:
     raise NumbersError(
         f"{path!r} holds {found}: expected the arrays x and y, or x_train and y_train"
     )
+
+
+def _one_line(error: Exception) -> str:
+    """What an error says, without colors, the call around it and the data in it."""
+    text = re.sub(r"\x1b\[\d+m", "", str(error))
+    text = text.partition("\n\nArguments received by")[0]
+    text = re.sub(r"^Exception encountered when calling .*", "", text)
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= 500 else f"{text[:200]} ... {text[-200:]}"
+
+
+def _shape(array: Any) -> str:
+    return f"{array.shape} of {array.dtype}"
 
 
 def _finite(value: Any) -> Any:

@@ -77,12 +77,16 @@ def _fan_in_of_torch(module: Any, parameter: Any, shape: Shape) -> float:
     """
     if len(shape) < 2:
         return 1
-    owner = next(
-        part
-        for part in module.modules()
-        if any(own is parameter for own in part.parameters(recurse=False))
-    )
-    kind = type(owner).__name__
+    # Not always there: pruning and other hooks put new parameters in their place.
+    paths = (path for path, own in module.named_parameters() if own is parameter)
+    path = next(paths, "")
+    if path.endswith(("weight_g", ".original0")):  # the norms of weight normalization
+        return 1
+    # A parametrization keeps what it makes a weight of in a module below the owner.
+    below, found, _ = path.partition("parametrizations.")
+    prefix = below.rstrip(".") if found else path.rpartition(".")[0]
+    owner = module.get_submodule(prefix)
+    kind = type(owner).__name__ if path else ""
     if "Embedding" in kind:
         return 1
     if "Transpose" in kind:

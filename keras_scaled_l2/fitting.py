@@ -256,19 +256,43 @@ def _count_of_dataset(adapter: Any, steps: int | None) -> Counted:
     return Counted((batches - 1) * size + 1, size, more=size - 1)
 
 
-_ONE_TO_ONE = ("Prefetch", "Map", "Options", "Cache", "Model", "Assert")
+# Classes of tf.data that hand on each of their elements, changed or not: exactly these,
+# since others are called nearly so (FlatMap).
+_ONE_TO_ONE = (
+    "Prefetch",
+    "Map",
+    "ParallelMap",
+    "Options",
+    "Cache",
+    "AssertCardinality",
+)
 
 
 def _size_of_batches(dataset: Any) -> int | None:
     """Examples of each batch but the last, of a ``tf.data`` set that batches once."""
     while dataset is not None:
+        kind = type(dataset).__name__.strip("_").removesuffix("Dataset")
         size = getattr(dataset, "_batch_size", None)
         if size is not None:
-            return int(to_numpy(size))
-        if not any(name in type(dataset).__name__ for name in _ONE_TO_ONE):
+            return None if _batches_below(dataset) else int(to_numpy(size))
+        if kind not in _ONE_TO_ONE:
             return None
         dataset = getattr(dataset, "_input_dataset", None)
     return None
+
+
+def _batches_below(dataset: Any) -> bool:
+    """Whether what a ``tf.data`` set batches may be batches already."""
+    inputs = list(dataset._inputs())
+    while inputs:
+        below = inputs.pop()
+        if (
+            getattr(below, "_batch_size", getattr(below, "_batch_sizes", None))
+            is not None
+        ):
+            return True
+        inputs += below._inputs()
+    return False
 
 
 def _count_of_sequence(sequence: Any) -> Counted:

@@ -27,6 +27,14 @@ from keras_scaled_l2.gradients import (
     to_numpy,
 )
 from keras_scaled_l2.parts import Parts, penalties_given, split_loss
+from keras_scaled_l2.report_data import (
+    as_arrays,
+    check_finite,
+    check_given,
+    check_labels,
+    check_weights,
+    rows,
+)
 from keras_scaled_l2.rule import Rule, effective_coefficient, name_of
 from keras_scaled_l2.units import convert
 from keras_scaled_l2.validation import positive_count
@@ -113,7 +121,8 @@ def cost_report(
 
     Args:
         model: A built model; compiled, if data are given.
-        x: Inputs, as for ``fit``: an array, or a list or dict of arrays.
+        x: Inputs, as for ``fit``: an array, data frame or SciPy sparse
+            matrix, or a list or dict of them.
         y: Targets; with ``x``, or neither.
         sample_weight: As for ``fit``.
         samples: Number of training examples, for the rules and conventions that depend
@@ -129,7 +138,8 @@ def cost_report(
     Raises:
         ValueError: If the model is not built, a rule lacks a count or has no meaning
             under the model's optimizer, ``y`` is missing, or the model is not compiled
-            though data are given.
+            though data are given; if labels are no classes of the model, or data or
+            weights are NaN.
         TypeError: If the model or the data are of no known kind.
 
     Example:
@@ -151,6 +161,8 @@ def cost_report(
     rules = resolved(model, counts)
     _check_optimizer(model, rules)
     squares = [_number(sum_of_squares(weight.variable)) for weight, _ in rules]
+    if not all(map(math.isfinite, squares)):
+        check_weights(model)
     penalties = [
         _penalty(w, rule, s) for (w, rule), s in zip(rules, squares, strict=True)
     ]
@@ -158,13 +170,14 @@ def cost_report(
     data_cost: float | None = None
     data_norms: dict[int, float] = {}
     if not (x is None and y is None and sample_weight is None):
-        _check_data(model, x, y)
-        arrays = _arrays(x, y, sample_weight)
+        check_given(model, x, y)
+        arrays = as_arrays(x, y, sample_weight)
         size = batch_size or _BATCH_SIZE
         variables = [weight.variable for weight, _ in rules]
         given = list(zip(variables, penalties, strict=True))
         with penalties_given(given), _left_alone(model):
             data_cost, factors = _data_cost(model, variables, arrays, size)
+            check_finite(model, data_cost, arrays)
             data_norms = _data_gradient_norms(model, arrays, size)
         penalties = [f * p for f, p in zip(factors, penalties, strict=True)]
     cost = {"penalty": math.fsum(penalties)}
@@ -349,44 +362,6 @@ def _elsewhere(
     return {name: convert(c or 0.0, "keras", name, **known) for name in targets}
 
 
-def _check_data(model: keras.Model, x: Any, y: Any) -> None:
-    if x is None or y is None:
-        named = {"x": x, "y": y, "sample_weight": None}
-        missing = " and ".join(n for n in ("x", "y") if named[n] is None)
-        raise ValueError(
-            f"Data are given, but {missing} not: expected x and y, to compute the "
-            "data cost, or no data."
-        )
-    if not getattr(model, "compiled", False):
-        raise ValueError(
-            f"The model {model.name!r} is not compiled, and the data cost needs "
-            "its loss: call model.compile(optimizer, loss) first, or report without "
-            "data."
-        )
-
-
-def _arrays(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
-    arrays = (x, y, sample_weight)
-    for name, data in (("x", x), ("y", y)):
-        if not keras.tree.flatten(data):
-            raise ValueError(f"{name}={data!r} holds no array: expected at least one.")
-    leaves = [leaf for leaf in keras.tree.flatten(arrays) if leaf is not None]
-    for leaf in leaves:
-        if not len(getattr(leaf, "shape", ())):
-            raise TypeError(
-                f"x, y and sample_weight hold an object of type {type(leaf).__name__}: "
-                "expected arrays or tensors, or lists or dicts of them. Of a data set "
-                "or a generator pass one batch."
-            )
-    lengths = {len(leaf) for leaf in leaves}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(
-            f"x, y and sample_weight have {sorted(lengths)} examples: expected the "
-            "same number in each, 1 or more."
-        )
-    return arrays
-
-
 def _data_cost(
     model: keras.Model,
     variables: Sequence[keras.Variable],
@@ -397,12 +372,14 @@ def _data_cost(
 
     And with how much each variable's penalty is in the loss, as a mean likewise.
     """
-    count = len(next(leaf for leaf in keras.tree.flatten(arrays) if leaf is not None))
+    leaves = (leaf for leaf in keras.tree.flatten(arrays) if leaf is not None)
+    count = int(next(leaves).shape[0])
     total, factors = 0.0, [0.0] * len(variables)
     for start in range(0, count, batch_size):
         stop = min(start + batch_size, count)
         share = (stop - start) / count
         arguments = _arguments(model, arrays, start, stop)
+        check_labels(model, arguments["y"], arguments["y_pred"])
         parts: Parts = split_loss(model, model.compute_loss, arguments)
         total += _number(parts.data) * share
         for i, v in enumerate(variables):
@@ -429,7 +406,8 @@ def _arguments(
 ) -> dict[str, Tensor]:
     """What ``compute_loss`` takes of some examples, after the forward pass."""
     x, y, sample_weight = keras.tree.map_structure(
-        lambda a: None if a is None else ops.convert_to_tensor(a[start:stop]), arrays
+        lambda a: None if a is None else ops.convert_to_tensor(rows(a, start, stop)),
+        arrays,
     )
     arguments = {"x": x, "y": y, "sample_weight": sample_weight}
     arguments["y_pred"] = (

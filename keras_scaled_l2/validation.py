@@ -1,10 +1,12 @@
-"""Checks of numbers that users pass: what came, what was expected, the remedy."""
+"""Checks of what users pass: what came, what was expected, the remedy."""
 
 from __future__ import annotations
 
 import math
 import numbers
 from typing import Any
+
+import keras
 
 
 def non_negative(name: str, value: Any) -> float:
@@ -49,3 +51,31 @@ def _number(name: str, value: Any) -> float:
         return float(value)
     except OverflowError:
         return math.inf
+
+
+def check_is_model(model: Any) -> None:
+    """Refuse what is no Keras 3 model or layer; of Keras 2 with the way out."""
+    if not isinstance(model, keras.Layer):
+        raise TypeError(
+            f"model={model!r} is of type {type(model).__name__}: expected a Keras "
+            f"model{keras_2_remedy(model)}."
+        )
+
+
+def keras_2_remedy(model: Any) -> str:
+    """How to come from a Keras 2 object to Keras 3; empty for any other object.
+
+    It goes on after the words "expected a Keras model".
+    """
+    modules = {base.__module__ for base in type(model).__mro__}
+    if not any(name.startswith(_KERAS_2) for name in modules):
+        return ""
+    return (
+        " of Keras 3, and this is one of Keras 2. Make it with `import keras` instead "
+        "of tf_keras, and unset TF_USE_LEGACY_KERAS, which makes tf.keras Keras 2; "
+        'weights come over by a file, old.save_weights("old.weights.h5") and '
+        'new.load_weights("old.weights.h5")'
+    )
+
+
+_KERAS_2 = ("tf_keras.", "tensorflow.python.keras.")

@@ -184,6 +184,35 @@ if keras.config.backend() == "tensorflow":
         samples, _ = counted(linear(), make(), steps_per_epoch=2)
         assert samples is None
 
+    def merged(x, y):
+        return tf.reshape(x, (-1, 4)), tf.reshape(y, (-1, 1))
+
+    def twice(x, y):
+        return tf.data.Dataset.from_tensors((x[:1], y[:1])).repeat(2)
+
+    def known(given, batches):
+        """A data set whose length has been said, as Keras's guide has it."""
+        return given.apply(tf.data.experimental.assert_cardinality(batches))
+
+    def test_samples_of_a_tf_dataset_that_changes_its_batches_are_unknown():
+        batches_of_batches = dataset(12).batch(2).batch(3).map(merged)
+        assert counted(linear(), batches_of_batches) == (None, None)
+        changed = known(dataset().batch(4).flat_map(twice), 6)
+        assert counted(linear(), changed) == (None, None)
+        same = known(dataset(12).batch(5), 3)
+        assert counted(linear(), same) == (11, 5)
+
+    def test_samples_of_batches_mapped_in_parallel_are_counted():
+        batches = dataset(10).batch(4, num_parallel_calls=2)
+        mapped = batches.map(lambda x, y: (2 * x, y), num_parallel_calls=2)
+        found = []
+        model = linear()
+        ask = keras.callbacks.LambdaCallback(
+            on_train_begin=lambda logs: found.append(data_of_running_fit(model))
+        )
+        model.fit(mapped, verbose=0, callbacks=[ask])
+        assert found == [(9, 4, 3)]
+
     def test_samples_of_tensors_are_their_rows():
         x, y = map(tf.constant, data(10))
         assert counted(linear(), x, y, batch_size=4) == (10, 4)

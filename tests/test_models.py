@@ -631,6 +631,27 @@ if keras.config.backend() == "torch":
         [(_, v, rule)] = penalized(layer)
         assert rule.coefficient(v.shape) == expected / 20
 
+    def test_fan_in_behind_a_parametrization_is_that_of_the_module():
+        import torch
+        from torch.nn.utils import parametrizations, prune
+
+        nn, normed = torch.nn, parametrizations.weight_norm
+        modules = {
+            # original0 is the norm of each unit's weights, original1 their direction.
+            "linear": (normed(nn.Linear(4, 3)), [1, 1, 4]),
+            "transposed": (normed(nn.ConvTranspose2d(6, 4, 4, stride=2)), [1, 1, 24]),
+            "inside": (nn.Sequential(normed(nn.Linear(5, 3))), [1, 1, 5]),
+            "embedding": (parametrizations.spectral_norm(nn.Embedding(9, 4)), [1]),
+            "pruned": (prune.identity(nn.Linear(4, 3), "weight"), [1, 4]),
+        }
+        for module, expected in modules.values():
+            layer = layers.TorchModuleWrapper(module)
+            assert [fan_in(layer, v) for v in layer.trainable_variables] == expected
+        # One that came after Keras has taken the parameters.
+        late = layers.TorchModuleWrapper(nn.Linear(4, 3))
+        normed(late.module)
+        assert sorted(fan_in(late, v) for v in late.trainable_variables) == [1, 4]
+
 
 def test_fan_in_that_one_config_cannot_tell_is_an_error_with_the_remedies():
     inputs = keras.Input((4, 3))

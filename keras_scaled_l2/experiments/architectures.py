@@ -22,6 +22,7 @@ from keras_scaled_l2.experiments.model_checks import (
 )
 from keras_scaled_l2.experiments.naming import plain_paths, set_paths
 from keras_scaled_l2.experiments.problems import Problem
+from keras_scaled_l2.validation import keras_2_remedy
 
 DEFAULT_HIDDEN = (512, 512)
 
@@ -152,11 +153,13 @@ def architecture(
         return _named(os.fspath(model), problem, hidden)
     if isinstance(model, keras.Model):
         return from_model(model, problem)
-    if callable(model):
+    # A model of Keras 2 can be called too.
+    old = keras_2_remedy(model)
+    if callable(model) and not old:
         return from_function(model, problem)
     raise InputError(
         f"model {model!r}: expected a built keras.Model, a function without arguments "
-        "that makes one, 'dense', 'conv', 'module:function' or a .keras file."
+        f"that makes one, 'dense', 'conv', 'module:function' or a .keras file{old}."
     )
 
 

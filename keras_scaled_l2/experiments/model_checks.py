@@ -8,6 +8,7 @@ import keras
 
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.problems import Problem
+from keras_scaled_l2.validation import keras_2_remedy
 
 
 def check_model(model: Any, problem: Problem) -> None:
@@ -18,7 +19,8 @@ def check_model(model: Any, problem: Problem) -> None:
     """
     if not isinstance(model, keras.Model) or not model.built:
         raise InputError(
-            f"model function made {type(model).__name__}: expected a built keras.Model."
+            f"model function made {type(model).__name__}: expected a built keras.Model"
+            f"{keras_2_remedy(model)}."
         )
     shape = (None, *problem.x_train.shape[1:])
     if not _fits(getattr(model, "input_shape", shape), shape):

@@ -1,0 +1,192 @@
+"""The data of a report: whether they are what the model and its loss expect."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_scaled_l2.gradients import Tensor, to_numpy
+from keras_scaled_l2.parts import weighs_penalties
+
+_NUMBERED = "classes, y = np.unique(y, return_inverse=True)"
+
+
+def check_given(model: keras.Model, x: Any, y: Any) -> None:
+    """Refuse half of the data, and a model that has no loss for them."""
+    if x is None or y is None:
+        named = {"x": x, "y": y, "sample_weight": None}
+        missing = " and ".join(n for n in ("x", "y") if named[n] is None)
+        raise ValueError(
+            f"Data are given, but {missing} not: expected x and y, to compute the "
+            "data cost, or no data."
+        )
+    if not getattr(model, "compiled", False):
+        raise ValueError(
+            f"The model {model.name!r} is not compiled, and the data cost needs "
+            "its loss: call model.compile(optimizer, loss) first, or report without "
+            "data."
+        )
+
+
+def as_arrays(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+    """The data as arrays of rows, all of one length.
+
+    Args:
+        x: Arrays, tensors, data frames, sparse matrices, or lists or dicts of them.
+        y: Likewise.
+        sample_weight: Likewise, or ``None``.
+
+    Raises:
+        TypeError: If they are of another kind.
+        ValueError: If there are none, their lengths differ, or they are no numbers.
+    """
+    for name, data in (("x", x), ("y", y)):
+        if not keras.tree.flatten(data):
+            raise ValueError(f"{name}={data!r} holds no array: expected at least one.")
+    given = {"x": x, "y": y, "sample_weight": sample_weight}
+    arrays = {
+        name: keras.tree.map_structure(lambda leaf, name=name: _array(name, leaf), data)
+        for name, data in given.items()
+    }
+    leaves = _leaves(arrays.values())
+    lengths = {int(leaf.shape[0]) for leaf in leaves}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            f"x, y and sample_weight have {sorted(lengths)} examples: expected the "
+            "same number in each, 1 or more."
+        )
+    return arrays["x"], arrays["y"], arrays["sample_weight"]
+
+
+def rows(array: Any, start: int, stop: int) -> Any:
+    """Some rows of an array, dense: the model computes the same of them."""
+    part = array[start:stop]
+    return part.toarray() if hasattr(part, "toarray") else part
+
+
+def check_labels(model: keras.Model, y: Any, y_pred: Any) -> None:
+    """Refuse labels that are no class of the model, which backends take differently.
+
+    TensorFlow raises on a processor and gives NaN elsewhere, JAX counts no loss.
+
+    Raises:
+        ValueError: With the label, and the labels that the loss expects.
+    """
+    if weighs_penalties(model):  # a loss of its own need not be the compiled one
+        return
+    losses, labels, outputs = map(keras.tree.flatten, (model.loss, y, y_pred))
+    if not len(losses) == len(labels) == len(outputs):
+        return
+    for loss, label, output in zip(losses, labels, outputs, strict=True):
+        _check_labels(model, loss, label, output)
+
+
+def check_finite(model: keras.Model, cost: float, arrays: tuple[Any, Any, Any]) -> None:
+    """Refuse a data cost that is no number, with where it comes from.
+
+    Raises:
+        ValueError: With the array or weight that holds NaN or infinite values.
+    """
+    if math.isfinite(cost):
+        return
+    for name, data in zip(("x", "y", "sample_weight"), arrays, strict=True):
+        found = sum(_not_finite(leaf) for leaf in _leaves([data]))
+        if found:
+            raise ValueError(
+                f"{name} holds {found} NaN or infinite {_values(found)}, and the data "
+                f"cost is {cost}: expected numbers. Leave such examples out, or "
+                f"replace the values as {name} = np.nan_to_num({name}) does."
+            )
+    check_weights(model)
+    raise ValueError(
+        f"The data cost of {model.name!r} is {cost}, though x and y are finite: "
+        "expected data of a size that the model's layers and loss can take. Scale "
+        "them, as x = (x - x.mean(axis=0)) / x.std() does."
+    )
+
+
+def check_weights(model: keras.Model) -> None:
+    """Refuse weights that a training has made NaN or infinite."""
+    for variable in model.weights:
+        found = _not_finite(variable)
+        if found:
+            raise ValueError(
+                f"The weight {variable.path!r} of {model.name!r} holds {found} NaN or "
+                f"infinite {_values(found)}: expected numbers. The training that made "
+                "them diverged; report on a model from before that, or train again at "
+                "a smaller learning rate."
+            )
+
+
+def _array(name: str, leaf: Any) -> Any:
+    """A leaf as something with rows that can be sliced."""
+    if leaf is None:
+        return None
+    if hasattr(leaf, "tocsr"):  # SciPy's sparse matrices: not all of them slice
+        leaf = leaf.tocsr()
+    elif hasattr(leaf, "iloc"):  # pandas slices by label where it can
+        leaf = leaf.to_numpy()
+    if not len(getattr(leaf, "shape", ())) or not hasattr(leaf, "__getitem__"):
+        raise TypeError(
+            f"x, y and sample_weight hold an object of type {type(leaf).__name__}: "
+            "expected arrays or tensors, or lists or dicts of them. Of a data set "
+            "or a generator pass one batch."
+        )
+    kind = getattr(leaf.dtype, "kind", "S" if "string" in str(leaf.dtype) else "f")
+    # Features may be text, for the layers that read it.
+    if kind in ("OMmc" if name == "x" else "OMmcUS"):
+        remedy = f" Text becomes numbers with {_NUMBERED}." if name == "y" else ""
+        raise ValueError(
+            f"{name} holds values of dtype {leaf.dtype}: expected numbers.{remedy}"
+        )
+    return leaf
+
+
+def _check_labels(model: keras.Model, given: Any, y: Any, output: Any) -> None:
+    loss = keras.losses.get(given) if isinstance(given, str) else given
+    is_object = isinstance(loss, keras.losses.Loss)
+    config = loss.get_config() if is_object else {}
+    name = type(loss).__name__ if is_object else getattr(loss, "__name__", "")
+    name = name.replace("_", "").lower()
+    labels = to_numpy(y)
+    if name == "sparsecategoricalcrossentropy":
+        units = int(output.shape[config.get("axis", -1)])
+        wrong = (labels < 0) | (labels >= units)
+        ignored = config.get("ignore_class")
+        if ignored is not None:
+            wrong &= labels != ignored
+        expected = f"whole numbers of 0 to {units - 1}, a class for each output"
+    elif name in ("binarycrossentropy", "binaryfocalcrossentropy"):
+        wrong = (labels < 0) | (labels > 1)
+        expected = "0 and 1"
+    else:
+        return
+    if wrong.any():
+        raise ValueError(
+            f"y holds the label {labels[wrong].flat[0]:g}: the loss of {model.name!r}, "
+            f"{name}, expects {expected}. Number the classes from 0, as {_NUMBERED} "
+            "does."
+        )
+
+
+def _leaves(data: Iterable[Any]) -> list[Any]:
+    return [leaf for leaf in keras.tree.flatten(list(data)) if leaf is not None]
+
+
+def _not_finite(leaf: Tensor) -> int:
+    """How many values of an array, tensor or variable are NaN or infinite."""
+    stored = leaf.data if hasattr(leaf, "toarray") else leaf
+    values = stored if isinstance(stored, np.ndarray) else to_numpy(stored)
+    if values.dtype.kind in "biuUS":
+        return 0
+    if values.dtype.kind == "V":  # bfloat16, which NumPy does not know
+        values = values.astype("float32")
+    return int(np.count_nonzero(~np.isfinite(values)))
+
+
+def _values(count: int) -> str:
+    return "value" if count == 1 else "values"
