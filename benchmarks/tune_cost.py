@@ -26,7 +26,6 @@ import pathlib
 import statistics
 import time
 
-import numpy as np
 from sklearn import datasets
 from tune_rivals import RIVALS, Budget
 
@@ -181,39 +180,58 @@ def read(folder, name, repetition):
     return path, json.loads(path.read_text()) if path.exists() else None
 
 
-def against_grid(names, folder, repetitions):
-    yield "| problem / optimizer | steps of tune | of the grid | share | tune chose | grid's best | loss above it |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+def measured(names, folder, repetitions):
     for name in names:
         for repetition in range(repetitions):
-            _, r = read(folder, name, repetition)
-            if r:
-                yield (
-                    f"| {name.replace('/', ' / ')} | {r['steps']:,} | {r['grid_steps']:,} "
-                    f"| {r['steps'] / r['grid_steps']:.1%} | {said(r['chosen'])} | "
-                    f"{said(r['grid_best'])} | {r['loss'] / r['grid_loss'] - 1:+.1%} |"
-                )
+            _, found = read(folder, name, repetition)
+            if found:
+                yield name.replace("/", " / "), found
 
 
-def against_rivals(names, folder, repetitions):
+def row(*cells):
+    return f"| {' | '.join(cells)} |"
+
+
+def against_grid(results):
+    yield row(
+        *("problem / optimizer", "steps of tune", "of the grid", "share"),
+        *("tune chose", "grid's best", "loss above it"),
+    )
+    yield row("---", *["---:"] * 6)
+    for name, r in results:
+        share, above = r["steps"] / r["grid_steps"], r["loss"] / r["grid_loss"] - 1
+        yield row(
+            name,
+            f"{r['steps']:,}",
+            f"{r['grid_steps']:,}",
+            f"{share:.1%}",
+            said(r["chosen"]),
+            said(r["grid_best"]),
+            f"{above:+.1%}",
+        )
+
+
+def against_rivals(results):
+    """Losses on the unseen seeds, those of others relative to that of tune."""
     columns = ["grid", *RIVALS]
-    yield f"| problem / optimizer | tune | {' | '.join(columns)} |"
-    yield "| --- | ---: |" + " ---: |" * len(columns)
-    for name in names:
-        for repetition in range(repetitions):
-            _, r = read(folder, name, repetition)
-            if r:
-                ours = r["unseen"]["tune"][0]
-                cells = [
-                    f"{np.mean(v) / ours - 1:+.1%} ({min(v) / ours - 1:+.1%} to "
-                    f"{max(v) / ours - 1:+.1%})"
-                    if len(v := r["unseen"].get(column, [])) > 1
-                    else f"{v[0] / ours - 1:+.1%}"
-                    if v
-                    else ""
-                    for column in columns
-                ]
-                yield f"| {name.replace('/', ' / ')} | {ours:.4f} | {' | '.join(cells)} |"
+    yield row("problem / optimizer", "tune", *columns)
+    yield row("---", *["---:"] * (len(columns) + 1))
+    for name, r in results:
+        (ours,) = r["unseen"]["tune"]
+        cells = [
+            [loss / ours - 1 for loss in r["unseen"].get(column, [])]
+            for column in columns
+        ]
+        yield row(name, f"{ours:.4f}", *map(spread, cells))
+
+
+def spread(excess):
+    """The mean, and the range where there are several."""
+    if not excess:
+        return ""
+    mean = f"{statistics.fmean(excess):+.1%}"
+    ends = f" ({min(excess):+.1%} to {max(excess):+.1%})"
+    return mean + ends * (len(excess) > 1)
 
 
 def said(strength):
@@ -229,8 +247,9 @@ def main():
     given = parser.parse_args()
     names = given.settings or settings((*DEVELOPED, *HELD_OUT))
     if given.table:
+        found = list(measured(names, given.results, given.repetitions))
         for made in (against_grid, against_rivals):
-            print("\n".join(made(names, given.results, given.repetitions)), end="\n\n")
+            print("\n".join(made(found)), end="\n\n")
         return
     given.results.mkdir(parents=True, exist_ok=True)
     for repetition in range(given.repetitions):
@@ -239,9 +258,10 @@ def main():
             if found is None:
                 found = measure(Setting(name), repetition)
                 path.write_text(json.dumps(found, indent=1))
+            share = found["steps"] / found["grid_steps"]
+            above = found["loss"] / found["grid_loss"] - 1
             print(
-                f"{name} {repetition}: {found['steps'] / found['grid_steps']:.1%} of the "
-                f"steps, {found['loss'] / found['grid_loss'] - 1:+.1%}, "
+                f"{name} {repetition}: {share:.1%} of the steps, {above:+.1%}, "
                 f"{found['seconds']:.0f} s",
                 flush=True,
             )

@@ -86,6 +86,8 @@ def local():
         bury(self, process, *rest)
 
     workers.Workers._bury = burying
+    # On a busy machine a worker may be killed again and again before it has started.
+    workers.DEATHS = KILLS
     workers.Workers.__enter__ = lambda self: made.append(self) or enter(self)
     killed, ended, thread = killing(
         lambda: [p.process.pid for w in made for p in [*w._processes]]

@@ -99,6 +99,7 @@ def keras_tuner_hyperband(budget, low, high, epochs, seed):
     )
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OutOfStepsError):
         oracle._set_project_dir(folder, "search")
+        oracle.verbose = 0
         while True:
             trial = oracle.create_trial("tuner0")
             values = trial.hyperparameters.values
