@@ -77,6 +77,22 @@ def test_no_penalty_and_the_best_get_all_blocks():
         assert set(measured[None]) == set(measured[optimum]) == {*BLOCKS}
 
 
+def test_nothing_is_left_that_looks_better_than_the_choice():
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        noise = {}
+
+        def loss(place, block, random=random, noise=noise):
+            return noise.setdefault((place, block), random.lognormal(0, 0.3))
+
+        _, measured = searched(loss)
+        best = measured[chosen(measured)]
+        for values in measured.values():
+            assert sum(values.values()) >= sum(best[b] for b in values) or (
+                len(values) == len(BLOCKS)
+            )
+
+
 def test_no_penalty_is_chosen_where_it_is_best():
     rounds, measured = searched(valley(-8, none=0.9))
     assert chosen(measured) is None

@@ -372,6 +372,22 @@ def test_worker_that_died_is_noticed_by_its_heartbeat(study, monkeypatch):
     assert alive.finished() == {KEYS[0]: record(0.3)}
 
 
+def test_worker_that_died_before_its_first_heartbeat_is_noticed(study, monkeypatch):
+    dead, alive = study(shared=True), study(shared=True)
+    dead.enqueue(KEYS[:1])
+
+    def killed(*_):
+        raise SystemExit
+
+    monkeypatch.setattr(dead._beats, "begin", killed)
+    with pytest.raises(SystemExit):
+        dead.claim(1)
+    assert alive.claim(1) == []
+    monkeypatch.setattr(alive._storage, "grace_period", -1)
+    alive.enqueue(KEYS[:1])
+    assert [key for _, key in alive.claim(1)] == KEYS[:1]
+
+
 def test_losses_that_are_no_numbers_survive_the_study(study):
     trials = study()
     trials.enqueue(KEYS[:1])

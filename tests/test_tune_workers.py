@@ -5,6 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import keras
 import numpy as np
@@ -34,21 +36,86 @@ def agree(result, other):
         assert values[0] == pytest.approx(values[1], rel=1e-4)
 
 
-def test_workers_give_the_trials_of_one_though_they_are_killed(monkeypatch):
+def test_four_workers_give_the_trials_of_one_though_one_is_killed(monkeypatch):
     alone = small(grid=GRID, seeds=3)
-    random, killed, real = np.random.default_rng(0), [], workers._answer
+    killed, real = [], workers._answer
 
     def answer(process):
         found = real(process)
-        if len(killed) < 3 and random.random() < 0.5:
+        if not killed:
             os.kill(process.process.pid, signal.SIGKILL)
             killed.append(process.process.pid)
         return found
 
     monkeypatch.setattr(workers, "_answer", answer)
-    result = small(grid=GRID, seeds=3, workers=2)
-    assert len(killed) == len(set(killed)) >= 2
+    result = small(grid=GRID, seeds=3, workers=4)
+    assert len(killed) == 1
     agree(result, alone)
+
+
+STAND_IN = """
+import os, sys, time
+from multiprocessing.connection import Connection
+log = os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND)
+with Connection(int(sys.argv[1])) as parent:
+    while True:
+        places, keys, known = parent.recv()
+        for place, key in zip(places, keys):
+            os.write(log, f"{os.getpid()} {place} {time.monotonic()}\\n".encode())
+            time.sleep(0.02)
+            # So long that a kill may break it off in the middle.
+            parent.send(("trained", (place, {"key": key, "curve": [0.5] * 30000})))
+"""
+
+
+class Killer(threading.Thread):
+    """Kills a running worker at random moments, so many times."""
+
+    def __init__(self, running, times):
+        super().__init__(daemon=True)
+        self.killed, self._running, self._times = set(), running, times
+
+    def run(self):
+        random = np.random.default_rng(0)
+        while len(self.killed) < self._times:
+            time.sleep(random.uniform(0.0, 0.1))
+            pids = sorted({p.process.pid for p in [*self._running()]} - self.killed)
+            if pids:
+                self.killed.add(pid := int(random.choice(pids)))
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_twenty_kills_lose_nothing_but_the_running_batches(monkeypatch, tmp_path):
+    log = tmp_path / "log"
+    log.touch()
+    real = subprocess.Popen
+
+    def popen(command, **options):
+        return real([*command, str(log)], **options)
+
+    # A worker that trains nothing starts at once: only the parent is put to the test.
+    monkeypatch.setattr(workers, "COMMAND", ("-S", "-c", STAND_IN))
+    monkeypatch.setattr(workers.subprocess, "Popen", popen)
+    keys = [(float(i), i, 0) for i in range(300)]
+    answered = {}
+    with workers.Workers({}, 4) as four:
+        killer = Killer(lambda: four._processes, 20)
+        killer.start()
+        for place, record in four.trainings(keys, {}, lambda: None):
+            assert place not in answered
+            answered[place] = time.monotonic()
+            assert tuple(record["key"]) == keys[place]
+        killer.join()
+    assert sorted(answered) == [*range(300)]
+    begun = [line.split() for line in log.read_text().splitlines()]
+    again = len(begun) - len(keys)
+    # Each kill costs a batch at most, and some cost one.
+    assert 0 < again <= 20 * workers.AT_ONCE
+    for pid, place, moment in begun:
+        # What was given up was with one that was killed; what was answered is over.
+        others = [p for p, other, _ in begun if other == place and p != pid]
+        assert int(pid) in killer.killed or {*map(int, others)} <= killer.killed
+        assert float(moment) < answered[int(place)]
 
 
 def test_workers_that_cannot_be_sent_what_they_need_are_refused():
@@ -61,7 +128,7 @@ def test_workers_that_cannot_be_sent_what_they_need_are_refused():
 
 def test_workers_that_always_die_are_given_up(monkeypatch):
     monkeypatch.setattr(workers.sys, "executable", shutil.which("false"))
-    with pytest.raises(RuntimeError, match="3 workers in a row ended"):
+    with pytest.raises(RuntimeError, match="6 workers in a row ended"):
         small(grid=GRID, workers=2)
 
 

@@ -241,8 +241,31 @@ def _config(rule: Any) -> dict[str, Any]:
             f"rule {rule!r} is of type {type(rule).__name__}: expected a regularizer "
             "such as ScaledL2(1.0), its config, or None."
         )
-    config: dict[str, Any] = keras.saving.serialize_keras_object(rule)
-    return config
+    return _plain_config(rule) or keras.saving.serialize_keras_object(rule)
+
+
+def _plain_config(rule: keras.Regularizer) -> dict[str, Any] | None:
+    """What Keras's serialization gives, which loads TensorFlow under every backend.
+
+    ``None`` for a rule that may hold more than plain values.
+    """
+    import keras
+
+    from keras_scaled_l2.rule import Rule
+
+    kind = type(rule)
+    if isinstance(rule, Rule) and kind.__module__.startswith(f"{_PACKAGE}."):
+        module, registered = kind.__module__, keras.saving.get_registered_name(kind)
+    elif kind is keras.regularizers.L2:
+        module, registered = "keras.regularizers", None
+    else:
+        return None
+    return {
+        "module": module,
+        "class_name": kind.__name__,
+        "config": rule.get_config(),
+        "registered_name": registered,
+    }
 
 
 def _is_number(value: Any) -> bool:

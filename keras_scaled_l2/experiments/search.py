@@ -4,7 +4,8 @@ Strengths lie on a lattice: ``None`` is no penalty, a whole number ``k`` a stren
 the space gives to it, half a decade of e-folds apart (a tenth for dropout rates). The
 search begins in the middle, goes a decade to both sides, on while the best lies at an
 end, and then to the neighbors of the best; first on few blocks (seeds and folds), then
-with the rest of the blocks on those that may be the best, and on no penalty.
+with the rest of the blocks on those that may be the best, and on no penalty. It ends
+when nothing that was tried looks better than the best, block by block.
 """
 
 from __future__ import annotations
@@ -96,8 +97,11 @@ def _stages(
         if best is not None:
             yield _around(best, measured, space), space.first
         yield _rival(best, measured), space.blocks
-        complete = {k: v for k, v in measured.items() if len(v) == len(space.blocks)}
-        best = _best(complete, space.blocks)
+        # Few blocks may have been unlucky for what all of them favor: nothing that
+        # looks better than the choice is left unmeasured.
+        while ahead := _ahead(measured, space):
+            yield [ahead[0]], space.blocks
+        best = _complete_best(measured, space)
 
 
 def _screened(measured: Measurements, place: Place, space: Space) -> float:
@@ -136,6 +140,22 @@ def _rival(best: Place, measured: Measurements) -> list[Place]:
         if ours <= theirs + CLOSE * abs(theirs):
             excess[place] = ours - theirs
     return [min(excess, key=lambda k: excess[k])] if excess else []
+
+
+def _complete_best(measured: Measurements, space: Space) -> Place:
+    complete = {k: v for k, v in measured.items() if len(v) == len(space.blocks)}
+    return _best(complete, space.blocks)
+
+
+def _ahead(measured: Measurements, space: Space) -> list[Place]:
+    """Places with few blocks that are ahead of the best on those, the best first."""
+    best = measured[_complete_best(measured, space)]
+    excess = {
+        place: _mean(values, sorted(values)) - _mean(best, sorted(values))
+        for place, values in measured.items()
+        if len(values) < len(space.blocks)
+    }
+    return sorted((k for k, v in excess.items() if v < 0), key=lambda k: excess[k])
 
 
 def _best(measured: Measurements, blocks: Sequence[Block]) -> Place:

@@ -9,6 +9,7 @@ of the same training the first counts.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import random
@@ -146,6 +147,7 @@ class Trials:
         taken: list[tuple[int, Key]] = []
         states = self._optuna.trial.TrialState
         distributions = self._distributions()
+        self._touch(2 * most)
         while len(taken) < most and list(self._trials(states.WAITING)):
             with self._quiet():
                 trial = self._study.ask(fixed_distributions=distributions)
@@ -161,6 +163,18 @@ class Trials:
                 self._beats.begin(trial.number, self._id(trial.number))
             taken.append((trial.number, key))
         return taken
+
+    def _touch(self, most: int) -> None:
+        """Give a sign of life for trials that are about to be taken.
+
+        Optuna takes a running trial without any for alive: of a worker that was killed
+        right after it took one, before the first sign, nobody would hear again.
+        """
+        if self._beats is not None:
+            states = self._optuna.trial.TrialState
+            waiting = self._trials(states.WAITING)
+            for trial in itertools.islice(waiting, most):
+                self._storage.record_heartbeat(self._id(trial.number))
 
     def finish(self, number: int, record: Mapping[str, Any], value: float) -> None:
         """Write down what a training came to; once for each trial."""

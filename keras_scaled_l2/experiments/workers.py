@@ -14,10 +14,11 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from keras_scaled_l2.experiments.errors import InputError, one_line
 from keras_scaled_l2.experiments.trials import Key
@@ -25,28 +26,25 @@ from keras_scaled_l2.experiments.trials import Key
 AT_ONCE = 4
 """Trainings that a process is given at a time."""
 DEATHS = 3
-"""So many processes in a row that die before any result are no accident."""
+"""So many deaths in a row for each worker, before any result, are no accident."""
+COMMAND = ("-m", "keras_scaled_l2.experiments.worker")
+"""What a worker runs; file descriptors of its socket and of the arguments follow."""
 
 
 class _Process:
     """One worker, what it is training, and what of it is left."""
 
-    def __init__(self, arguments: bytes) -> None:
+    def __init__(self, arguments: int) -> None:
         ours, theirs = Pipe()
         self.connection: Connection = ours
         self.places: list[int] = []
         with theirs:
+            passed = (theirs.fileno(), arguments)
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    *("-m", "keras_scaled_l2.experiments.worker"),
-                    str(theirs.fileno()),
-                ],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, *COMMAND, *map(str, passed)],
+                pass_fds=passed,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             )
-        with contextlib.suppress(ConnectionError):  # seen when it is waited for
-            self.connection.send_bytes(arguments)
 
     def stop(self) -> None:
         self.connection.close()
@@ -77,6 +75,7 @@ class Workers:
             ) from error
         self._count = count
         self._processes: list[_Process] = []
+        self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -86,6 +85,9 @@ class Workers:
         for process in self._processes:
             process.stop()
         self._processes = []
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def trainings(
         self,
@@ -112,7 +114,8 @@ class Workers:
                 process = by_connection[ready]  # type: ignore[index]
                 try:
                     place, record = _answer(process)
-                except (EOFError, ConnectionError):
+                except (EOFError, OSError):
+                    # Nothing came, or a message broke off in the middle.
                     deaths += 1
                     self._bury(process, waiting, deaths)
                     continue
@@ -131,14 +134,22 @@ class Workers:
             if idle:
                 process = idle.pop()
             else:
-                process = _Process(self._arguments)
+                process = _Process(self._written_arguments())
                 self._processes.append(process)
             process.places = waiting.popleft()
             chosen = [keys[place] for place in process.places]
             blocks = {_hashable(key)[1] for key in chosen}
             needed = {k: r for k, r in known.items() if _hashable(k)[1] in blocks}
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):  # seen when it is waited for
                 process.connection.send((process.places, chosen, needed))
+
+    def _written_arguments(self) -> int:
+        """A file that all processes read: a socket would wait until one has started."""
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()
+            self._file.write(self._arguments)
+            self._file.flush()
+        return self._file.fileno()
 
     def _bury(
         self, process: _Process, waiting: collections.deque[list[int]], deaths: int
@@ -149,7 +160,7 @@ class Workers:
         process.stop()
         if process.places:
             waiting.appendleft(process.places)
-        if deaths >= DEATHS:
+        if deaths >= DEATHS * self._count:
             raise RuntimeError(
                 f"{deaths} workers in a row ended before any result, the last with "
                 f"code {code}: expected at least one. Train with workers=1 to see why."
