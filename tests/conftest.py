@@ -44,12 +44,18 @@ ONCE = {
     "test_answer.py",
     "test_calibration.py",
     "test_cli_tune.py",
+    "test_experiment_remedies.py",
+    "test_interrupts.py",
+    "test_naming.py",
     "test_page.py",
     "test_paired.py",
     "test_plots.py",
+    "test_problems.py",
     "test_records.py",
     "test_search.py",
+    "test_start_checks.py",
     "test_tune_workers.py",
+    "test_tuning.py",
     "test_tuning_result.py",
 }
 """Files that say the same on every backend: they run on the first one, TensorFlow."""
@@ -58,6 +64,14 @@ ONCE = {
 def pytest_ignore_collect(collection_path) -> bool | None:
     elsewhere = WANTED != "tensorflow" and collection_path.name in ONCE
     return True if elsewhere else None
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Leaves tests marked ``once`` to the first backend, TensorFlow."""
+    if WANTED != "tensorflow":
+        elsewhere = [item for item in items if item.get_closest_marker("once")]
+        items[:] = [item for item in items if not item.get_closest_marker("once")]
+        config.hook.pytest_deselected(items=elsewhere)
 
 
 def pytest_report_header() -> str:

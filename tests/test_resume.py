@@ -162,6 +162,7 @@ def stop(process, folder, runs, seconds, number):
     return process.communicate(timeout=120)
 
 
+@pytest.mark.once
 def test_killed_again_and_again_it_ends_as_if_never_stopped(tmp_path):
     # So many epochs that several trainings are left when the signal comes.
     arguments = command(tmp_path, "--tune", "2", "--epochs", "100")
@@ -191,6 +192,7 @@ def test_killed_again_and_again_it_ends_as_if_never_stopped(tmp_path):
     assert {p.name for p in folder.iterdir()} == {p.name for p in whole.iterdir()}
 
 
+@pytest.mark.once
 def test_ctrl_c_is_made_good_by_the_same_command(tmp_path, finished):
     arguments, folder = command(tmp_path), tmp_path / "stopped"
     process = start(arguments, folder)
@@ -221,6 +223,7 @@ with Store(folder, configuration).locked():
 """
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("no_figures")
 def test_second_process_is_refused_until_the_first_is_dead(tmp_path, capsys):
     arguments = [*command(tmp_path), "--directory", str(tmp_path / "shared")]

@@ -296,19 +296,21 @@ def test_training_set_is_measured_with_the_weights_that_were_kept(stopped):
 
 
 def test_trials_stop_early_and_are_judged_by_their_best_epoch(monkeypatch):
-    curves, real = [], Engine.train
+    calls, real = [], Engine.train
 
     def spy(self, jobs, **options):
+        calls.append({})
         for place, found in real(self, jobs, **options):
-            if found.steps:
-                curves.append(found.curves["val_data_loss"])
+            calls[-1][place] = found
             yield place, found
 
     monkeypatch.setattr(Engine, "train", spy)
     options = {"epochs": 40, "learning_rate": 0.5, "patience": 2, "seeds": 1}
     run = small(arms=["l2"], **options)["l2"].runs[0]
-    assert len(curves) == 4
-    for trial, losses in zip(run.trials, curves, strict=False):
+    tried = calls[0]  # in the order in which they ended
+    assert sorted(tried) == [0, 1, 2]
+    for place, trial in enumerate(run.trials):
+        losses = tried[place].curves["val_data_loss"]
         assert len(losses) < 40
         assert trial.data_loss == min(losses)
         assert trial.best_epoch == losses.index(min(losses)) + 1

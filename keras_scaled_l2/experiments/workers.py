@@ -146,7 +146,7 @@ class Workers:
     def _written_arguments(self) -> int:
         """A file that all processes read: a socket would wait until one has started."""
         if self._file is None:
-            self._file = tempfile.TemporaryFile()
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  (until close)
             self._file.write(self._arguments)
             self._file.flush()
         return self._file.fileno()
