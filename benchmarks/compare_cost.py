@@ -10,6 +10,7 @@ the kernels), milliseconds per training step, in turn, in one process:
   million weights), with validation after each epoch and the gradient norms of each
   epoch's first step; wall time over the steps of all jobs;
 - fit: a plain Keras model with keras.regularizers.L2, without validation or metrics;
+- fit+: the same with the accuracy and validation that the engine measures too;
 - hand: a loop written in the backend itself (hand_loops.py), without either.
 
 Then the whole of a comparison (records, event files, figures, page) against the same
@@ -20,6 +21,7 @@ meanwhile.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
@@ -32,7 +34,8 @@ import measure
 import numpy as np
 
 BATCH = hand_loops.BATCH
-NAMES = ("engine", "fit", "hand")
+NAMES = ("engine", "fit", "fit+", "hand")
+RATIOS = (("fit", "engine"), ("fit+", "engine"), ("engine", "hand"))
 JOBS = 4
 LARGE = 2000
 """From so many units on one job is timed: it keeps all cores busy."""
@@ -86,7 +89,9 @@ def engine_timer(data: Any, units: int, epochs: int) -> Callable[[], float]:
     return timed
 
 
-def fit_timer(data: Any, units: int, epochs: int) -> Callable[[], float]:
+def fit_timer(
+    data: Any, units: int, epochs: int, measured: bool = False
+) -> Callable[[], float]:
     import keras
 
     from keras_scaled_l2.experiments.architectures import dense
@@ -98,7 +103,9 @@ def fit_timer(data: Any, units: int, epochs: int) -> Callable[[], float]:
     model.compile(
         keras.optimizers.SGD(hand_loops.RATE, momentum=hand_loops.MOMENTUM),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"] if measured else None,
     )
+    more = {"validation_data": (data.x_validation, data.y_validation)}
     model.optimizer.build(model.trainable_variables)
     variables = [*model.variables, *model.optimizer.variables]
     fresh = [np.array(keras.ops.convert_to_numpy(v.value)) for v in variables]
@@ -118,6 +125,7 @@ def fit_timer(data: Any, units: int, epochs: int) -> Callable[[], float]:
                 batch_size=BATCH,
                 shuffle=False,
                 verbose=0,
+                **(more if measured else {}),
             )
         return (time.perf_counter() - begun) / (epochs * -(-n // BATCH))
 
@@ -146,12 +154,17 @@ def steps(units: int, rounds: int) -> dict[str, Any]:
     """Milliseconds per step, and the ratios, round by round."""
     data = problem()
     epochs = max(1, min(20, 2000 // units))
-    timers = {"engine": engine_timer, "fit": fit_timer, "hand": hand_timer}
+    timers = {
+        "engine": engine_timer,
+        "fit": fit_timer,
+        "fit+": functools.partial(fit_timer, measured=True),
+        "hand": hand_timer,
+    }
     functions = {name: make(data, units, epochs) for name, make in timers.items()}
     times = measure.interleaved(functions, rounds)
     ratios = {
         f"{a} / {b}": [x / y for x, y in zip(times[a], times[b], strict=True)]
-        for a, b in (("fit", "engine"), ("engine", "hand"))
+        for a, b in RATIOS
     }
     milliseconds = {name: [1000 * t for t in found] for name, found in times.items()}
     return {k: measure.spread(v) for k, v in {**milliseconds, **ratios}.items()}
@@ -213,7 +226,8 @@ def main() -> None:
         return
     results: dict[str, Any] = {"machine": measure.machine()}
     print(
-        "ms per step of 784-n-n-10   engine      fit     hand   fit/engine  engine/hand"
+        "ms per step of 784-n-n-10   engine      fit     fit+     hand"
+        "   fit/engine          fit+/engine        engine/hand"
     )
     for backend in arguments.backends.split(","):
         results[backend] = {}
@@ -223,13 +237,11 @@ def main() -> None:
             results[backend][units] = found
             print(
                 f"{backend:12} n = {units:>6} "
-                + " ".join(
-                    f"{found[k]['median']:8.3f}" for k in ("engine", "fit", "hand")
-                )
+                + " ".join(f"{found[k]['median']:8.3f}" for k in NAMES)
                 + "".join(
                     f"  {found[k]['median']:5.2f} ({found[k]['min']:.2f}-"
                     f"{found[k]['max']:.2f})"
-                    for k in ("fit / engine", "engine / hand")
+                    for k in (f"{a} / {b}" for a, b in RATIOS)
                 ),
                 flush=True,
             )
