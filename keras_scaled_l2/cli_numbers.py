@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,16 +92,17 @@ def _report(arguments: argparse.Namespace) -> int:
         report = cost_report(
             model, x, y, samples=arguments.samples, batch_size=arguments.batch_size
         )
-    except (ValueError, TypeError) as error:
-        remedy = " Here: --samples N." if "training examples" in str(error) else ""
-        raise NumbersError(f"{_one_line(error)}{remedy}") from error
     except Exception as error:  # each backend raises its own for data of a wrong kind
-        if x is None:
-            raise
-        raise NumbersError(
-            f"{arguments.model!r} cannot be evaluated on x {_shape(x)} and y "
-            f"{_shape(y)}: {_one_line(error)}"
-        ) from error
+        text = _one_line(error)
+        if not _is_ours(error):
+            if x is None:
+                raise
+            text = (
+                f"{arguments.model!r} cannot be evaluated on x {_shape(x)} and y "
+                f"{_shape(y)}: {text}"
+            )
+        remedy = " Here: --samples N." if "training examples" in text else ""
+        raise NumbersError(f"{text}{remedy}") from error
     if arguments.json:
         print(json.dumps(_finite(report.to_dict()), indent=1, allow_nan=False))
     else:
@@ -179,6 +181,12 @@ def _one_line(error: Exception) -> str:
     text = re.sub(r"^Exception encountered when calling .*", "", text)
     text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= 500 else f"{text[:200]} ... {text[-200:]}"
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether this package raised it: a message with what was expected."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("keras_scaled_l2.")
 
 
 def _shape(array: Any) -> str:
