@@ -26,7 +26,7 @@ from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.coefficients import penalizable
 from keras_scaled_l2.experiments.engine import Engine, Job
 from keras_scaled_l2.experiments.problems import Source, load_problem
-from keras_scaled_l2.grams import RowFinder, gamma_by_grams
+from keras_scaled_l2.grams import RowFinder, gamma_of_all
 
 SAMPLES, BATCH, EPOCHS, SEEDS, BURN_IN = 1000, 64, 30, 5, 5
 SIZES = {"20k": (25, 25), "200k": (200, 200), "630k": (490, 490)}
@@ -121,8 +121,10 @@ class DecoupledEvidence(keras.callbacks.Callback):
             v = ops.convert_to_numpy(adam._velocities[place]) / unbiased
             squares[path], pulls[path] = w2.sum(), (w2 * np.sqrt(v)).sum()
         c = {p: max(decay * pulls[p] / squares[p] / 2, 1e-12) for p in squares}
-        rows = self.finder(self.x)
-        gamma = sum(gamma_by_grams(rows.grams, rows.free, c).values())
+        if (epoch + 1 - BURN_IN) % 5 == 0:
+            found = gamma_of_all(self.finder(self.x), c, len(self.x), SAMPLES)
+            self.gamma = sum(found.values())
+        gamma = self.gamma
         wanted = gamma / SAMPLES / sum(pulls.values())
         step = 0.5 * math.log(max(wanted, 1e-9) / decay)
         step = max(-math.log(2), min(math.log(2), step))

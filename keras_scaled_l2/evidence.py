@@ -23,6 +23,7 @@ from keras_scaled_l2.grams import (
     RANK,
     RowFinder,
     gamma_by_grams,
+    gamma_of_all,
     written_rows,
 )
 from keras_scaled_l2.rule import effective_coefficient
@@ -75,7 +76,7 @@ def evidence_strengths(
     Framework for Backpropagation Networks (1992).
     """
     m = len(x) if samples is None else positive_count("samples", samples)
-    gammas = determined_parameters(model, x)
+    gammas = determined_parameters(model, x, m)
     squares = {
         w.variable.path: sum_of_squares_of(w.variable) for w in penalized_weights(model)
     }
@@ -86,12 +87,16 @@ def evidence_strengths(
     }
 
 
-def determined_parameters(model: keras.Model, x: Any) -> dict[str, float]:
+def determined_parameters(
+    model: keras.Model, x: Any, samples: int | None = None
+) -> dict[str, float]:
     """Gamma of each penalized weight: how many of its parameters the data determine.
 
     Args:
         model: A compiled model of one output, with penalties.
         x: Training examples, at most 5000 rows of them.
+        samples: Number of training examples, default ``len(x)``; of more it is an
+            estimate, see ``gamma_of_all``.
 
     Raises:
         ValueError: As ``evidence_strengths``.
@@ -107,7 +112,7 @@ def determined_parameters(model: keras.Model, x: Any) -> dict[str, float]:
             "written out. Pass fewer examples and samples=<number of all of them>."
         )
     rows = finder(x)
-    return gamma_by_grams(rows.grams, rows.free, coefficients)
+    return gamma_of_all(rows, coefficients, len(x), samples or len(x))
 
 
 def output_rows(model: keras.Model, x: Any) -> dict[str, Any]:

@@ -136,6 +136,39 @@ def gamma_by_grams(
     return {p: float(np.sum(inverse * part)) for p, part in parts.items()}
 
 
+def gamma_of_all(
+    rows: Rows, coefficients: Mapping[str, float], examples: int, m: int
+) -> dict[str, float]:
+    """Gamma of ``m`` examples by the rows of a few of them.
+
+    Few examples have a low rank, and so a low gamma. ``1 / gamma = a / s + b`` holds
+    for ``s`` examples where each has rows of its own (``b = 2 c / kappa``), and where
+    all share a space that they have filled (``b = 1 / rank``). The examples and half
+    of them give ``a`` and ``b`` for the sum over the weights.
+
+    Args:
+        rows: Of the examples, as from ``RowFinder``.
+        coefficients: Path -> ``c_l``, above 0.
+        examples: How many there are.
+        m: How many there are in all.
+    """
+    found = gamma_by_grams(rows.grams, rows.free, coefficients)
+    half = examples // 2
+    if m <= examples or not half:
+        return found
+    size = half * (len(next(iter(rows.grams.values()))) // examples)
+    scale = examples / half
+    part = {p: scale * g[:size, :size] for p, g in rows.grams.items()}
+    fewer = gamma_by_grams(part, [f[:size] for f in rows.free], coefficients)
+    whole, less = sum(found.values()), sum(fewer.values())
+    if not 0 < less < whole:
+        return found
+    a = (1 / less - 1 / whole) / (1 / half - 1 / examples)
+    share = min(a / examples * whole, 1.0)
+    factor = 1 / (1 - share * (1 - examples / m))
+    return {p: factor * g for p, g in found.items()}
+
+
 def _span(free: Sequence[Any], size: int) -> Any:
     """An orthonormal basis of what the rows of free weights span."""
     if not free:

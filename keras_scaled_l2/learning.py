@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_scaled_l2.counts import Weight, elements, penalized_weights
-from keras_scaled_l2.curvature import loss_of, mean_loss
+from keras_scaled_l2.curvature import loss_of, mean_loss, rows_per_example
 from keras_scaled_l2.evidence import (
     half_noise,
     most_examples,
@@ -21,12 +21,15 @@ from keras_scaled_l2.evidence import (
 )
 from keras_scaled_l2.fitting import rebuild_steps
 from keras_scaled_l2.gradients import Tensor, strategy_scope, sum_of_squares, to_numpy
-from keras_scaled_l2.grams import RowFinder, gamma_by_grams
+from keras_scaled_l2.grams import RowFinder, gamma_of_all
 from keras_scaled_l2.rule import Rule
 
 _MOST_MOVE = math.log(2.0)
 _DAMPING = 0.5
 _INTERPOLATES = 0.01
+# Gamma hardly moves from epoch to epoch; to count it on few rows costs nothing.
+_RECOUNT = 5
+_FEW_ROWS = 300
 _TINY = 1e-12
 _STATES = "_keras_scaled_l2_coefficients"
 
@@ -137,6 +140,9 @@ class Learning:
         self._finder = RowFinder(model, self._x, present_coefficients(model))
         self._groups = [_Group(g, model) for g in _grouped(model, self._finder.unknown)]
         self.stopped = False
+        few = len(self._x) * rows_per_example(model) <= _FEW_ROWS
+        self._recount = 1 if few else _RECOUNT
+        self._updates = 0
         self.unknown = list(self._finder.unknown)
         for group in self._groups:
             group.put(_Penalty(group.rule, group.variable))
@@ -165,15 +171,12 @@ class Learning:
         finish_learning(self._model)
 
     def _update(self, due: Sequence[_Group]) -> None:
-        model = self._model
-        coefficients = present_coefficients(model)
-        known = {p: c for p, c in coefficients.items() if p not in self.unknown}
-        rows = self._finder(self._x)
-        gammas = gamma_by_grams(rows.grams, rows.free, known)
+        if self._updates % self._recount == 0:
+            self._count(due[0].rule.sample_count)
+        self._updates += 1
+        gamma = sum(g.gamma for g in self._groups) + self._others
         m = due[0].rule.sample_count
-        half = half_noise(model, self._x, self._y, sum(gammas.values()), m)
-        for group in self._groups:
-            group.gamma = sum(gammas[p] for p in group.paths)
+        half = half_noise(self._model, self._x, self._y, gamma, m)
         wanted = [math.log(max(_target(g, half), _TINY)) for g in due]
         moves = [w - math.log(g.coefficient) for w, g in zip(wanted, due, strict=True)]
         if all(move < 0 for move in moves) and self._interpolates():
@@ -181,6 +184,14 @@ class Learning:
             return
         for group, move in zip(due, moves, strict=True):
             _move(group, move)
+
+    def _count(self, m: int) -> None:
+        coefficients = present_coefficients(self._model)
+        known = {p: c for p, c in coefficients.items() if p not in self.unknown}
+        gammas = gamma_of_all(self._finder(self._x), known, len(self._x), m)
+        for group in self._groups:
+            group.gamma = sum(gammas.pop(p) for p in group.paths)
+        self._others = sum(gammas.values())
 
     def _interpolates(self) -> bool:
         if loss_of(self._model)[0] == "squares":

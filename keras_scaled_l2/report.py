@@ -128,7 +128,8 @@ def cost_report(
             ``batch_size`` the report says if the penalty is inert over it.
         gamma: Whether to count, on the first of the data (1000 rows: examples x free
             outputs), how many elements of each weight the data determine under the
-            present penalty; see docs/evidence. For a model that has been trained.
+            present penalty, of all ``samples``; see docs/evidence. For a model that has
+            been trained.
 
     Returns:
         The report; print it.
@@ -193,7 +194,7 @@ def cost_report(
         )
     )
     if gamma:
-        weights = _with_gamma(model, x, weights)
+        weights = _with_gamma(model, x, samples, weights)
     ratio = _overall_ratio(rules, squares, factors, data_norms)
     optimizer = _describe_optimizer(model)
     return CostReport(
@@ -228,14 +229,14 @@ def cost_report(
 
 
 def _with_gamma(
-    model: keras.Model, x: Any, weights: tuple[WeightReport, ...]
+    model: keras.Model, x: Any, samples: int | None, weights: tuple[WeightReport, ...]
 ) -> tuple[WeightReport, ...]:
     if getattr(x, "shape", None) is None:
         raise ValueError(
             f"gamma=True with x of type {type(x).__name__}: expected an array of "
             "examples. Pass some training examples as x, and their targets as y."
         )
-    found = determined_parameters(model, x[: most_examples(model)])
+    found = determined_parameters(model, x[: most_examples(model)], samples or len(x))
     return tuple(dataclasses.replace(w, gamma=found[w.path]) for w in weights)
 
 
