@@ -24,6 +24,7 @@ from keras_scaled_l2.grams import (
     RowFinder,
     gamma_by_grams,
     gamma_of_all,
+    span,
     written_rows,
 )
 from keras_scaled_l2.rule import effective_coefficient
@@ -177,6 +178,62 @@ def gamma_dense(
     parts = np.split(determined, np.cumsum(sizes)[:-1])
     named = zip(rows, parts, strict=True)
     return {path: float(part.sum()) for path, part in named if path in coefficients}
+
+
+def gamma_by_hutchinson(
+    rows: Mapping[str, Any],
+    coefficients: Mapping[str, float],
+    probes: int = 100,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Gamma of each weight by random signs, without any matrix: a check.
+
+    Formula: ``gamma_l = E z^T H (H + 2 C)^-1 z`` over ``z`` of random signs on the
+    weight and 0 elsewhere; the inverse by conjugate gradients.
+
+    Args:
+        rows: Path -> ``R_l`` as from ``output_rows``.
+        coefficients: Path -> ``c_l``, above 0.
+        probes: How many ``z`` for each weight, 2 or more.
+        seed: Of the signs.
+
+    Returns:
+        Path -> the mean, and its standard error.
+
+    Source: Hutchinson (1990), A stochastic estimator of the trace of the influence
+    matrix for Laplacian smoothing splines.
+    """
+    free = [r for path, r in rows.items() if path not in coefficients]
+    basis = span(free, len(next(iter(rows.values()))))
+    jacobian = np.concatenate([rows[path] for path in coefficients], axis=1)
+    jacobian = jacobian - basis @ (basis.T @ jacobian)
+    sizes = [rows[path].shape[1] for path in coefficients]
+    prior = np.repeat([2.0 * c for c in coefficients.values()], sizes)
+    random, found, first = np.random.default_rng(seed), {}, 0
+    for path, size in zip(coefficients, sizes, strict=True):
+        z = np.zeros((len(prior), probes))
+        z[first : first + size] = random.choice([-1.0, 1.0], (size, probes))
+        first += size
+        solved = _conjugate_gradients(jacobian, prior, z)
+        each = np.sum((jacobian @ z) * (jacobian @ solved), axis=0)
+        found[path] = (float(each.mean()), float(each.std(ddof=1) / probes**0.5))
+    return found
+
+
+def _conjugate_gradients(jacobian: Any, prior: Any, b: Any) -> Any:
+    """Solutions of ``(J^T J + diag(prior)) x = b`` for each column of ``b``."""
+    x, r = np.zeros_like(b), b.copy()
+    p, squares = r.copy(), np.sum(r * r, axis=0)
+    start = squares.copy()
+    for _ in range(len(b)):
+        image = jacobian.T @ (jacobian @ p) + prior[:, None] * p
+        step = squares / np.maximum(np.sum(p * image, axis=0), _TINY)
+        x, r = x + step * p, r - step * image
+        before, squares = squares, np.sum(r * r, axis=0)
+        if np.all(squares <= 1e-16 * start):
+            break
+        p = r + squares / np.maximum(before, _TINY**2) * p
+    return x
 
 
 def _inverse(matrix: Any) -> Any:

@@ -127,7 +127,7 @@ def gamma_by_grams(
         coefficients: Path -> ``c_l``, above 0.
     """
     size = len(next(iter(grams.values())))
-    basis = _span(free, size)
+    basis = span(free, size)
     parts = {p: _without(g, basis) / (2.0 * coefficients[p]) for p, g in grams.items()}
     total = np.eye(size)
     for part in parts.values():
@@ -169,7 +169,7 @@ def gamma_of_all(
     return {p: factor * g for p, g in found.items()}
 
 
-def _span(free: Sequence[Any], size: int) -> Any:
+def span(free: Sequence[Any], size: int) -> Any:
     """An orthonormal basis of what the rows of free weights span."""
     if not free:
         return np.zeros((size, 0))

@@ -12,6 +12,7 @@ from keras_scaled_l2 import ScaledL2
 from keras_scaled_l2.evidence import (
     evidence_strengths,
     gamma_by_dual,
+    gamma_by_hutchinson,
     gamma_dense,
     output_rows,
 )
@@ -162,6 +163,9 @@ def test_dual_is_dense_and_no_more_than_blocks_or_diagonal(kind):
     }
     dual, dense = gamma_by_dual(rows, c), gamma_dense(rows, c)
     assert dual == pytest.approx(dense, rel=1e-4)
+    for path, (mean, error) in gamma_by_hutchinson(rows, c, probes=400).items():
+        assert abs(mean - dense[path]) < 4 * error
+        assert 0 < error < 0.05 * dense[path]
     exact = sum(dual.values())
     assert 0 < exact < 2 * len(x)
     blocks = sum(gamma_dense({p: rows[p]}, {p: c[p]})[p] for p in c)
