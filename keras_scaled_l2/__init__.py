@@ -14,6 +14,7 @@ if _typing.TYPE_CHECKING:
     from keras_scaled_l2.attaching import penalized as penalized
     from keras_scaled_l2.callbacks import ApplyL2 as ApplyL2
     from keras_scaled_l2.callbacks import CostMonitor as CostMonitor
+    from keras_scaled_l2.regularizers import EvidenceL2 as EvidenceL2
     from keras_scaled_l2.regularizers import HalfLifeL2 as HalfLifeL2
     from keras_scaled_l2.regularizers import PriorL2 as PriorL2
     from keras_scaled_l2.regularizers import SampleL2 as SampleL2
@@ -31,6 +32,7 @@ _MODULE_OF = {
     "penalized": "attaching",
     "ApplyL2": "callbacks",
     "CostMonitor": "callbacks",
+    "EvidenceL2": "regularizers",
     "HalfLifeL2": "regularizers",
     "PriorL2": "regularizers",
     "SampleL2": "regularizers",

@@ -28,9 +28,11 @@ from keras_scaled_l2.fitting import (
     build_from_running_fit,
     current_learning_rate,
     data_of_running_fit,
+    examples_of_running_fit,
     plain_optimizer,
     updates,
 )
+from keras_scaled_l2.learning import Learning, finish_learning, learns
 from keras_scaled_l2.means import NAMES
 from keras_scaled_l2.parts import penalty_of
 from keras_scaled_l2.probe import (
@@ -40,7 +42,13 @@ from keras_scaled_l2.probe import (
     remove_stale_probe,
 )
 from keras_scaled_l2.rule import Rule, effective_coefficient, name_of
-from keras_scaled_l2.scalars import LAYOUT, cost_scalars, gradient_scalars
+from keras_scaled_l2.scalars import (
+    LAYOUT,
+    cost_scalars,
+    evidence_logs,
+    evidence_of_logs,
+    gradient_scalars,
+)
 from keras_scaled_l2.starting import StartingLine
 from keras_scaled_l2.tensorboard import EventFile, EventFiles
 from keras_scaled_l2.validation import check_is_model, positive_count
@@ -67,10 +75,16 @@ class ApplyL2(keras.callbacks.Callback):
             length); where only a last partial batch leaves it open, the fewest there
             can be, and the line says how many more.
         batch_size: Examples per step. Default: as given to ``fit``.
+        examples: Inputs and targets, for ``EvidenceL2``; a subset of what is trained
+            on will do. Default: the arrays that ``fit`` was given.
 
     Raises:
         ValueError: When training starts, if nothing is penalized or a rule lacks a
-            count that ``fit`` does not tell (a generator: pass ``samples``).
+            count that ``fit`` does not tell (a generator: pass ``samples``), or if the
+            evidence has no meaning for the model that ``EvidenceL2`` is on.
+
+    With ``EvidenceL2`` the ``logs`` hold ``c/<path>``, ``gamma/<path>`` and
+    ``gamma_share/<path>`` (gamma over the number of weights) for each layer and epoch.
 
     Example:
         ``model.fit(x, y, callbacks=[ApplyL2(SampleL2(1.0))])``
@@ -85,8 +99,11 @@ class ApplyL2(keras.callbacks.Callback):
         where: Where | None = None,
         samples: int | None = None,
         batch_size: int | None = None,
+        examples: tuple[Any, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.examples = examples
+        self._learning: Learning | None = None
         self.rule = rule
         self.where = where
         self.samples = samples
@@ -98,6 +115,7 @@ class ApplyL2(keras.callbacks.Callback):
         """Attaches, counts and resolves."""
         model = self.model
         check_is_model(model)
+        finish_learning(model)
         build_from_running_fit(model)
         counted = data_of_running_fit(model)
         samples = counted.samples if self.samples is None else self.samples
@@ -114,6 +132,7 @@ class ApplyL2(keras.callbacks.Callback):
                 )
             _check_counted(model, samples=samples, batch_size=size)
             bind(model, samples=samples, batch_size=size)
+        self._learning = self._learn() if learns(model) else None
         more = 0 if self.samples is not None else counted.more
         self._line = StartingLine(model, samples, more)
         guidance = _inert(model, self.params or {})
@@ -129,9 +148,34 @@ class ApplyL2(keras.callbacks.Callback):
         print(self._line.text(float((logs or {}).get("loss", math.nan))))
         self._line = None
 
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        """Has the strengths that are learned follow the evidence, and logs them."""
+        if self._learning is None:
+            return
+        self._learning.epoch(epoch + 1)
+        if logs is not None:
+            logs |= evidence_logs(self._learning.numbers())
+
     def on_train_end(self, logs: Logs | None = None) -> None:
         """Leaves of itself nothing but the rule."""
         remove_temporary_split(self.model)
+        finish_learning(self.model)
+        self._learning = None
+
+    def _learn(self) -> Learning:
+        found = self.examples or examples_of_running_fit(self.model)
+        if found is None:
+            raise ValueError(
+                "ApplyL2(EvidenceL2(...)) needs training examples, and what was given "
+                "to fit are no arrays. Pass some: ApplyL2(..., examples=(x, y))."
+            )
+        learning = Learning(self.model, *found)
+        if learning.unknown:
+            print(
+                f"ApplyL2: the strength of {', '.join(learning.unknown)} stays as it "
+                "was given: gamma of such large layers is known for Dense only."
+            )
+        return learning
 
 
 def _check_counted(model: keras.Model, **counts: int | None) -> None:
@@ -178,8 +222,10 @@ class CostMonitor(keras.callbacks.Callback):
     ``weight_norm/<path>``, ``gradient_norm/data/<path>``,
     ``gradient_norm/penalty/<path>``, ``gradient_norm/ratio/<path>`` (penalty over
     data) and ``coefficient/<path>``; ``global/...`` for all weights together;
-    ``learning_rate``. Gradient norms are before clipping. The step axis is the
-    optimizer's iteration count, so that a resumed training continues its curves.
+    ``learning_rate``; ``c/<path>``, ``gamma/<path>`` and ``gamma_share/<path>`` of
+    ``EvidenceL2``, if its ``ApplyL2`` comes before. Gradient norms are before clipping.
+    The step axis is the optimizer's iteration count, so that a resumed training
+    continues its curves.
     """
 
     def __init__(
@@ -257,6 +303,7 @@ class CostMonitor(keras.callbacks.Callback):
                 rate = current_learning_rate(plain_optimizer(self.model))
                 if rate is not None:
                     values["learning_rate"] = rate
+                values |= evidence_of_logs(logs)
             self._files.write(
                 run, functools.partial(EventFile.scalars, values=values, step=step)
             )
@@ -367,7 +414,7 @@ def _inert(model: keras.Model, params: Mapping[str, Any]) -> str | None:
         return None
     weights = penalized(model)
     found = [effective_coefficient(rule, v.shape) for _, v, rule in weights]
-    if None in found:
+    if any(c is None for c in found):
         return None
     return inert_sentence(
         [float(c) for c in found],

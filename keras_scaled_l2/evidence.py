@@ -8,7 +8,7 @@ inverse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -17,14 +17,23 @@ from keras import ops
 
 from keras_scaled_l2.attaching import check_built
 from keras_scaled_l2.counts import penalized_weights
-from keras_scaled_l2.gradients import Tensor, gradient_function, to_numpy
+from keras_scaled_l2.curvature import loss_of, output_width, rows_per_example
+from keras_scaled_l2.gradients import to_numpy
+from keras_scaled_l2.grams import (
+    RANK,
+    RowFinder,
+    gamma_by_grams,
+    gamma_of_all,
+    span,
+    written_rows,
+)
 from keras_scaled_l2.rule import effective_coefficient
 from keras_scaled_l2.validation import positive_count
 
-_MOST_ROWS = 5000
+MOST_ROWS = 5000
+ROWS = 1000
+"""Rows that are counted on where nobody says how many."""
 _TINY = 1e-12
-# Rows are float32: what is smaller is rounding, such as a shift of all logits.
-_RANK = 1e-5
 
 
 class Strength(NamedTuple):
@@ -67,84 +76,90 @@ def evidence_strengths(
     Source: MacKay, Bayesian Interpolation (1992), eq. 4.9; A Practical Bayesian
     Framework for Backpropagation Networks (1992).
     """
-    check_built(model)
-    _refuse_batch_normalization(model)
-    coefficients = _coefficients(model)
     m = len(x) if samples is None else positive_count("samples", samples)
-    rows = output_rows(model, x)
-    gammas = gamma_by_dual(rows, coefficients)
+    gammas = determined_parameters(model, x, m)
     squares = {
-        w.variable.path: float(np.sum(_float64(w.variable) ** 2))
-        for w in penalized_weights(model)
+        w.variable.path: sum_of_squares_of(w.variable) for w in penalized_weights(model)
     }
-    half = _half_noise(model, x, y, sum(gammas.values()))
+    half = half_noise(model, x, y, sum(gammas.values()), m)
     return {
         path: Strength(gamma * half / (m * max(squares[path], _TINY)), gamma)
         for path, gamma in gammas.items()
     }
 
 
+def determined_parameters(
+    model: keras.Model, x: Any, samples: int | None = None
+) -> dict[str, float]:
+    """Gamma of each penalized weight: how many of its parameters the data determine.
+
+    Args:
+        model: A compiled model of one output, with penalties.
+        x: Training examples, at most 5000 rows of them.
+        samples: Number of training examples, default ``len(x)``; of more it is an
+            estimate, see ``gamma_of_all``.
+
+    Raises:
+        ValueError: As ``evidence_strengths``.
+    """
+    check_built(model)
+    refuse_batch_normalization(model)
+    coefficients = present_coefficients(model)
+    check_rows(model, len(x))
+    finder = RowFinder(model, x, coefficients)
+    if finder.unknown:
+        raise ValueError(
+            f"The rows of {finder.unknown} for {len(x)} examples are too long to be "
+            "written out. Pass fewer examples and samples=<number of all of them>."
+        )
+    rows = finder(x)
+    return gamma_of_all(rows, coefficients, len(x), samples or len(x))
+
+
 def output_rows(model: keras.Model, x: Any) -> dict[str, Any]:
     """Jacobian rows ``R`` with ``H = R^T R``, float64, for each trainable weight.
 
     A row is the gradient of one output of one example, multiplied by the root of the
-    loss's curvature at that output and by ``m^-1/2``. For probabilities the root is
-    exact in closed form: with the Fisher information ``1 / p`` of ``p = softmax(z)``
-    the row is the gradient of ``2 sqrt(p)``, so no matrix of K x K is needed.
+    loss's curvature at that output and by ``m^-1/2``. All are written out: for small
+    models, and as a check.
 
     Returns:
         Path -> array of (examples x outputs, elements of the weight).
     """
-    outputs = _transformed(model)
-    if np.shape(model.output_shape) != (2,):
-        raise ValueError(
-            f"The model {model.name!r} has outputs of shape {model.output_shape}: "
-            "expected one output of shape (None, units)."
-        )
-    width = int(model.output_shape[-1])
-    if len(x) * width > _MOST_ROWS:
-        raise ValueError(
-            f"len(x)={len(x)} examples of {width} outputs: expected at most "
-            f"{_MOST_ROWS} examples x outputs. Pass a subset of the training examples "
-            "and samples=<number of all of them>."
-        )
+    check_rows(model, len(x))
+    axes = np.eye(output_width(model), dtype="float32")
+    return written_rows(model)(x, [axes] * len(x), model.trainable_variables)
 
-    def chosen(inputs: Tensor, direction: Tensor) -> Tensor:
-        return ops.sum(outputs(model(inputs, training=False)) * direction)
 
-    gradients = gradient_function(model, chosen)
-    variables = model.trainable_variables
-    rows: dict[str, list[Any]] = {v.path: [] for v in variables}
-    directions = [ops.convert_to_tensor(d) for d in np.eye(width, dtype="float32")]
-    for example in range(len(x)):
-        inputs = ops.convert_to_tensor(x[example : example + 1])
-        for direction in directions:
-            found = gradients(inputs, direction)
-            for variable, gradient in zip(variables, found, strict=True):
-                rows[variable.path].append(_flat(variable, gradient))
-    return {path: np.stack(found) / np.sqrt(len(x)) for path, found in rows.items()}
+def most_examples(model: keras.Model) -> int:
+    """How many examples give ``ROWS`` rows."""
+    return max(1, ROWS // rows_per_example(model))
+
+
+def check_rows(model: keras.Model, examples: int) -> None:
+    """Refuse more rows than can be inverted, with the remedy."""
+    each = rows_per_example(model)
+    if examples * each > MOST_ROWS:
+        raise ValueError(
+            f"len(x)={examples} examples with {each} free outputs each: expected at "
+            f"most {MOST_ROWS} examples x outputs. Pass a subset of the training "
+            "examples and samples=<number of all of them>."
+        )
 
 
 def gamma_by_dual(
     rows: Mapping[str, Any], coefficients: Mapping[str, float]
 ) -> dict[str, float]:
-    """Gamma of each weight by the Gram matrices of its rows, in the rows' space.
-
-    Formula: ``gamma_l = tr (I + G)^-1 G_l`` with ``G_l = R_l R_l^T / (2 c_l)`` and
-    ``G`` their sum: the same as the trace in the space of the weights, at a cost that
-    hardly depends on how many there are. Rows of weights without a coefficient are
-    projected out, the limit of a coefficient that goes to 0.
+    """Gamma of each weight by the Gram matrices of its rows; see ``gamma_by_grams``.
 
     Args:
-        rows: Path -> ``R_l`` as from ``output_rows``.
+        rows: Path -> ``R_l`` as from ``output_rows``. Those without a coefficient are
+            projected out.
         coefficients: Path -> ``c_l``, above 0.
     """
     free = [r for path, r in rows.items() if path not in coefficients]
-    basis = _complement(free, len(next(iter(rows.values()))))
-    projected = {path: basis.T @ rows[path] for path in coefficients}
-    grams = {p: r @ r.T / (2.0 * coefficients[p]) for p, r in projected.items()}
-    total = np.eye(basis.shape[1]) + sum(grams.values())
-    return {p: float(np.trace(np.linalg.solve(total, g))) for p, g in grams.items()}
+    grams = {path: rows[path] @ rows[path].T for path in coefficients}
+    return gamma_by_grams(grams, free, coefficients)
 
 
 def gamma_dense(
@@ -165,20 +180,68 @@ def gamma_dense(
     return {path: float(part.sum()) for path, part in named if path in coefficients}
 
 
+def gamma_by_hutchinson(
+    rows: Mapping[str, Any],
+    coefficients: Mapping[str, float],
+    probes: int = 100,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Gamma of each weight by random signs, without any matrix: a check.
+
+    Formula: ``gamma_l = E z^T H (H + 2 C)^-1 z`` over ``z`` of random signs on the
+    weight and 0 elsewhere; the inverse by conjugate gradients.
+
+    Args:
+        rows: Path -> ``R_l`` as from ``output_rows``.
+        coefficients: Path -> ``c_l``, above 0.
+        probes: How many ``z`` for each weight, 2 or more.
+        seed: Of the signs.
+
+    Returns:
+        Path -> the mean, and its standard error.
+
+    Source: Hutchinson (1990), A stochastic estimator of the trace of the influence
+    matrix for Laplacian smoothing splines.
+    """
+    free = [r for path, r in rows.items() if path not in coefficients]
+    basis = span(free, len(next(iter(rows.values()))))
+    jacobian = np.concatenate([rows[path] for path in coefficients], axis=1)
+    jacobian = jacobian - basis @ (basis.T @ jacobian)
+    sizes = [rows[path].shape[1] for path in coefficients]
+    prior = np.repeat([2.0 * c for c in coefficients.values()], sizes)
+    random, found, first = np.random.default_rng(seed), {}, 0
+    for path, size in zip(coefficients, sizes, strict=True):
+        z = np.zeros((len(prior), probes))
+        z[first : first + size] = random.choice([-1.0, 1.0], (size, probes))
+        first += size
+        solved = _conjugate_gradients(jacobian, prior, z)
+        each = np.sum((jacobian @ z) * (jacobian @ solved), axis=0)
+        found[path] = (float(each.mean()), float(each.std(ddof=1) / probes**0.5))
+    return found
+
+
+def _conjugate_gradients(jacobian: Any, prior: Any, b: Any) -> Any:
+    """Solutions of ``(J^T J + diag(prior)) x = b`` for each column of ``b``."""
+    x, r = np.zeros_like(b), b.copy()
+    p, squares = r.copy(), np.sum(r * r, axis=0)
+    start = squares.copy()
+    for _ in range(len(b)):
+        image = jacobian.T @ (jacobian @ p) + prior[:, None] * p
+        step = squares / np.maximum(np.sum(p * image, axis=0), _TINY)
+        x, r = x + step * p, r - step * image
+        before, squares = squares, np.sum(r * r, axis=0)
+        if np.all(squares <= 1e-16 * start):
+            break
+        p = r + squares / np.maximum(before, _TINY**2) * p
+    return x
+
+
 def _inverse(matrix: Any) -> Any:
-    return np.linalg.pinv(matrix, rcond=_RANK**2, hermitian=True)
+    return np.linalg.pinv(matrix, rcond=RANK**2, hermitian=True)
 
 
-def _complement(free: list[Any], size: int) -> Any:
-    """An orthonormal basis of what the rows of free weights leave."""
-    if not free:
-        return np.eye(size)
-    left, values, _ = np.linalg.svd(np.concatenate(free, axis=1), full_matrices=True)
-    rank = int(np.sum(values > _RANK * max(values.max(initial=0.0), _TINY)))
-    return left[:, rank:]
-
-
-def _coefficients(model: keras.Model) -> dict[str, float]:
+def present_coefficients(model: keras.Model) -> dict[str, float]:
+    """Path of each penalized weight -> its ``c``; refuses what is none, or 0."""
     found = {}
     for weight in penalized_weights(model):
         variable = weight.variable
@@ -198,7 +261,8 @@ def _coefficients(model: keras.Model) -> dict[str, float]:
     return found
 
 
-def _refuse_batch_normalization(model: keras.Model) -> None:
+def refuse_batch_normalization(model: keras.Model) -> None:
+    """Refuse a model whose weights may be scale-invariant, with the remedy."""
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
             raise ValueError(
@@ -209,73 +273,36 @@ def _refuse_batch_normalization(model: keras.Model) -> None:
             )
 
 
-def _loss_of(model: keras.Model) -> tuple[str, bool]:
-    """Kind of the compiled loss, and whether the outputs are logits."""
-    given = getattr(model, "loss", None)
-    loss = keras.losses.get(given) if isinstance(given, str) else given
-    if isinstance(loss, keras.losses.Loss):
-        name, logits = type(loss).__name__, bool(loss.get_config().get("from_logits"))
-        smoothed = loss.get_config().get("label_smoothing")
-    else:
-        name, logits, smoothed = getattr(loss, "__name__", repr(loss)), False, 0.0
-    kind = _KINDS.get(name.replace("_", "").lower())
-    if kind is None or smoothed:
-        raise ValueError(
-            f"loss={given!r}: expected mean squared error, or binary, categorical or "
-            "sparse categorical cross-entropy without label smoothing, of one output."
-        )
-    return kind, logits
+def half_noise(model: keras.Model, x: Any, y: Any, gamma: float, m: int) -> float:
+    """What the mean of the negative log-likelihood is short of, halved: 1/2, s^2/k.
 
-
-_KINDS = {
-    "meansquarederror": "squares",
-    "binarycrossentropy": "binary",
-    "categoricalcrossentropy": "classes",
-    "sparsecategoricalcrossentropy": "classes",
-}
-
-
-def _transformed(model: keras.Model) -> Callable[[Tensor], Tensor]:
-    """Outputs as functions under which the curvature of the loss is the identity."""
-    kind, logits = _loss_of(model)
-    width = int(model.output_shape[-1])
-    if kind == "squares":
-        return lambda z: z * (2.0 / width) ** 0.5
-    if kind == "classes":
-        return lambda z: 2.0 * ops.sqrt((ops.softmax(z) if logits else z) + _TINY)
-    scale = 2.0 / width**0.5
-
-    def angle(z: Tensor) -> Tensor:
-        p = ops.sigmoid(z) if logits else z
-        return scale * ops.arctan2(ops.sqrt(p + _TINY), ops.sqrt(1.0 - p + _TINY))
-
-    return angle
-
-
-def _half_noise(model: keras.Model, x: Any, y: Any, gamma: float) -> float:
-    """What the mean of the negative log-likelihood is short of, halved: 1/2, s^2/k."""
-    kind, _ = _loss_of(model)
-    width = int(model.output_shape[-1])
+    Args:
+        model: The model.
+        x: Examples.
+        y: Their targets.
+        gamma: Sum of the gammas.
+        m: Number of all training examples, of which these are a subset or all.
+    """
+    kind, width = loss_of(model)[0], output_width(model)
     if kind == "classes":
         return 0.5
     if kind == "binary":
         return 0.5 / width
     outputs = _float64(model(ops.convert_to_tensor(x), training=False))
     residual = outputs - np.asarray(y, "float64").reshape(outputs.shape)
-    freedom = residual.size - gamma
+    freedom = m * width - gamma
     if freedom <= 0:
         raise ValueError(
-            f"gamma={gamma:.4g} of {residual.size} targets: expected fewer determined "
+            f"gamma={gamma:.4g} of {m * width} targets: expected fewer determined "
             "parameters than targets. The model interpolates; pass more examples."
         )
-    return float(np.sum(residual**2) / freedom / width)
+    return float(np.mean(residual**2) * m / freedom)
 
 
-def _flat(variable: keras.Variable, gradient: Tensor | None) -> Any:
-    if gradient is None:
-        return np.zeros(int(np.prod(variable.shape)))
-    return _float64(gradient).reshape(-1)
+def sum_of_squares_of(variable: keras.Variable) -> float:
+    """Sum of the squares of a weight, in float64."""
+    return float(np.sum(_float64(variable) ** 2))
 
 
-def _float64(tensor: Tensor) -> Any:
+def _float64(tensor: Any) -> Any:
     return np.asarray(to_numpy(ops.cast(tensor, "float32")), "float64")

@@ -141,6 +141,28 @@ def data_of_running_fit(model: keras.Model) -> Counted:
     return _count(adapter, frame.f_locals.get("steps_per_epoch"))
 
 
+def examples_of_running_fit(model: keras.Model) -> tuple[Any, Any] | None:
+    """Inputs and targets that the running ``fit`` trains on, if they are arrays.
+
+    Raises:
+        ValueError: If the examples are weighted.
+    """
+    frame = _running_fit(model)
+    if frame is None:
+        return None
+    # A validation split has been taken off by now.
+    found = {n: frame.f_locals.get(n) for n in ("x", "y")}
+    for name in ("sample_weight", "class_weight"):
+        if frame.f_locals.get(name) is not None:
+            raise ValueError(
+                f"{name} was given to fit: the evidence counts every example once. "
+                f"Expected a fit without {name}."
+            )
+    if any(getattr(array, "shape", None) is None for array in found.values()):
+        return None
+    return found["x"], found["y"]
+
+
 def may_be_resolved_by_callbacks() -> bool:
     """Whether the nearest ``fit`` on the call stack has a callback that may bind rules.
 

@@ -6,6 +6,7 @@ No other file of the package asks which backend runs, or imports one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -616,3 +617,102 @@ def _jax_gradients(model: keras.Model, loss: Callable[[], Tensor]) -> Any:
             return loss()
 
     return lambda values, others: list(jax.grad(at)(values, others))
+
+
+def shift_gradients(
+    model: keras.Model,
+    function: Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]],
+    directions: Callable[[Tensor], Tensor],
+) -> Callable[[Any, Sequence[Any]], tuple[Any, list[Any], list[Any]]]:
+    """Gradients of a model's outputs along several directions, by shifts inside it.
+
+    One forward pass, and a backward pass for each direction.
+
+    Args:
+        model: A built model.
+        function: Inputs and shifts -> outputs of (examples, units) and other tensors.
+        directions: Outputs -> (rows, examples, units).
+
+    Returns:
+        A function of inputs and shifts, NumPy arrays, that returns as NumPy arrays
+        the outputs, the other tensors and for each shift its gradients of
+        (rows, *shape of the shift).
+    """
+    if _BACKEND == "jax":
+        call = _jax_shift_gradients(model, function, directions)
+    elif _BACKEND == "torch":
+        call = functools.partial(_torch_shift_gradients, function, directions)
+    else:
+        call = functools.partial(_tensorflow_shift_gradients, function, directions)
+
+    def in_numpy(x: Any, shifts: Sequence[Any]) -> tuple[Any, list[Any], list[Any]]:
+        given = [ops.convert_to_tensor(s) for s in shifts]
+        outputs, others, found = call(ops.convert_to_tensor(x), given)
+        return (
+            to_numpy(outputs),
+            [to_numpy(o) for o in others],
+            [to_numpy(f) for f in found],
+        )
+
+    return in_numpy
+
+
+def _tensorflow_shift_gradients(
+    function: Any, directions: Any, x: Tensor, shifts: Sequence[Tensor]
+) -> tuple[Tensor, Any, Any]:
+    import tensorflow as tf
+
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        tape.watch(shifts)
+        outputs, others = function(x, shifts)
+    along = tf.unstack(directions(outputs))
+    none = tf.UnconnectedGradients.ZERO
+    rows = [
+        tape.gradient(outputs, shifts, d, unconnected_gradients=none) for d in along
+    ]
+    return outputs, others, [tf.stack(column) for column in zip(*rows, strict=True)]
+
+
+def _torch_shift_gradients(
+    function: Any, directions: Any, x: Tensor, shifts: Sequence[Tensor]
+) -> tuple[Tensor, Any, Any]:
+    import torch
+
+    with torch.enable_grad():
+        shifts = [s.detach().clone().requires_grad_(True) for s in shifts]
+        outputs, others = function(x, shifts)
+    rows = (
+        [
+            torch.autograd.grad(outputs, shifts, d, retain_graph=True)
+            for d in directions(outputs.detach())
+        ]
+        if shifts
+        else []
+    )
+    found = [torch.stack(column) for column in zip(*rows, strict=True)]
+    return outputs.detach(), [o.detach() for o in others], found
+
+
+def _jax_shift_gradients(model: keras.Model, function: Any, directions: Any) -> Any:
+    import jax
+
+    def gradients(values: Any, others: Any, x: Any, shifts: Any) -> Any:
+        variables = [*model.trainable_variables, *model.non_trainable_variables]
+        mapping = list(zip(variables, [*values, *others], strict=True))
+
+        def at(shifts: Any) -> Any:
+            with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
+                return function(x, shifts)
+
+        outputs, pull, seen = jax.vjp(at, shifts, has_aux=True)
+        (found,) = jax.vmap(pull)(directions(outputs))
+        return outputs, seen, found
+
+    compiled = jax.jit(gradients)
+
+    def call(x: Tensor, shifts: Sequence[Tensor]) -> Any:
+        values = [v.value for v in model.trainable_variables]
+        others = [v.value for v in model.non_trainable_variables]
+        return compiled(values, others, x, list(shifts))
+
+    return call

@@ -14,6 +14,7 @@ from keras import ops
 from keras_scaled_l2 import report_text
 from keras_scaled_l2.attaching import check_built, resolved
 from keras_scaled_l2.counts import Weight, elements
+from keras_scaled_l2.evidence import determined_parameters, most_examples
 from keras_scaled_l2.findings import Finding, find
 from keras_scaled_l2.fitting import (
     accumulated_steps,
@@ -65,6 +66,8 @@ class WeightReport:
     """Updates until it has halved so."""
     gradient_ratio: float | None
     """Norm of the penalty's gradient over norm of the data gradient."""
+    gamma: float | None = None
+    """Elements that the data determine, by the evidence; if it was asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +114,7 @@ def cost_report(
     samples: int | None = None,
     batch_size: int | None = None,
     epochs: int | None = None,
+    gamma: bool = False,
 ) -> CostReport:
     """What the penalty of a model is and does, before the first step.
 
@@ -131,6 +135,10 @@ def cost_report(
             they were bound with, and data pass through the model 256 at a time.
         epochs: Epochs of the training that is about to run. With ``samples`` and
             ``batch_size`` the report says if the penalty is inert over it.
+        gamma: Whether to count, on the first of the data (1000 rows: examples x free
+            outputs), how many elements of each weight the data determine under the
+            present penalty, of all ``samples``; see docs/evidence. For a model that has
+            been trained.
 
     Returns:
         The report; print it.
@@ -198,6 +206,8 @@ def cost_report(
             rules, squares, penalties, factors, strict=True
         )
     )
+    if gamma:
+        weights = _with_gamma(model, x, samples, weights)
     ratio = _overall_ratio(rules, squares, factors, data_norms)
     optimizer = _describe_optimizer(model)
     return CostReport(
@@ -229,6 +239,18 @@ def cost_report(
         samples=samples,
         batch_size=batch_size,
     )
+
+
+def _with_gamma(
+    model: keras.Model, x: Any, samples: int | None, weights: tuple[WeightReport, ...]
+) -> tuple[WeightReport, ...]:
+    if getattr(x, "shape", None) is None:
+        raise ValueError(
+            f"gamma=True with x of type {type(x).__name__}: expected an array of "
+            "examples. Pass some training examples as x, and their targets as y."
+        )
+    found = determined_parameters(model, x[: most_examples(model)], samples or len(x))
+    return tuple(dataclasses.replace(w, gamma=found[w.path]) for w in weights)
 
 
 def _updates(

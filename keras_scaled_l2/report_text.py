@@ -50,6 +50,11 @@ _COLUMNS = (
         "norm of the penalty's gradient over norm of the data gradient; above 1 the "
         "weight shrinks rather than fits the data.",
     ),
+    _Column(
+        "gamma",
+        lambda w: _or_none(w.gamma, ".4g"),
+        "elements of the weight that the data determine, by the evidence.",
+    ),
 )
 _ELSEWHERE = {
     "textbook": "the textbook's lambda / (2 m): lambda",

@@ -39,6 +39,9 @@ class Rule(keras.Regularizer):
     optional: ClassVar[frozenset[str]] = frozenset()
     """Those of them that the rule can do without."""
 
+    learns: ClassVar[bool] = False
+    """Whether ``ApplyL2`` is to find the strength by the evidence while it trains."""
+
     def coefficient(self, shape: Sequence[int | None]) -> float:
         """The coefficient ``c`` for a weight tensor of this shape.
 

@@ -64,6 +64,32 @@ def _weight_scalars(path: str, norms: GradientNorms) -> dict[str, float]:
     return values
 
 
+def evidence_logs(found: Mapping[str, tuple[float, float, int]]) -> dict[str, float]:
+    """The curves of strengths that are learned.
+
+    Args:
+        found: Path -> coefficient, gamma, number of weights.
+    """
+    logs: dict[str, float] = {}
+    for path, (coefficient, gamma, weights) in found.items():
+        logs |= {
+            f"c/{path}": coefficient,
+            f"gamma/{path}": gamma,
+            f"gamma_share/{path}": gamma / weights,
+        }
+    return logs
+
+
+def evidence_of_logs(logs: Mapping[str, float]) -> dict[str, float]:
+    """Those of the ``logs`` that ``evidence_logs`` has put there, but for nans."""
+    names = ("c/", "gamma/", "gamma_share/")
+    return {
+        name: float(value)
+        for name, value in logs.items()
+        if name.startswith(names) and not math.isnan(value)
+    }
+
+
 LAYOUT = {
     "Cost": {
         "data and penalty": ["cost/data$", "cost/penalty$"],
@@ -75,5 +101,10 @@ LAYOUT = {
             "global/gradient_norm/data$",
             "global/gradient_norm/penalty$",
         ],
+    },
+    "Evidence": {
+        "coefficient, by layer": ["^c/.*"],
+        "determined parameters, by layer": ["^gamma/.*"],
+        "determined parameters over weights, by layer": ["^gamma_share/.*"],
     },
 }

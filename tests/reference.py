@@ -37,6 +37,13 @@ def half_life_l2(config, shape):
     return np.log(2) * b * (1 - mu) / (2 * lr * np.float64(config["epochs"]) * m)
 
 
+def evidence_l2(config, shape):
+    """Alpha / (2 m), alpha as it was found or as it was given to start from."""
+    alpha = config.get("inferred_strength")
+    alpha = np.float64(config["initial"] if alpha is None else alpha)
+    return alpha / (2 * given_or_inferred(config, "samples"))
+
+
 def given_or_inferred(config, name):
     """What the user gave goes before what was counted."""
     given = config[name]
@@ -48,6 +55,7 @@ COEFFICIENTS = {
     "SampleL2": sample_l2,
     "PriorL2": prior_l2,
     "HalfLifeL2": half_life_l2,
+    "EvidenceL2": evidence_l2,
 }
 """Name of a rule -> its coefficient from (its config, the weight's shape)."""
 

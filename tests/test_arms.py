@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_scaled_l2 import SampleL2, ScaledL2
+from keras_scaled_l2 import EvidenceL2, SampleL2, ScaledL2
 from keras_scaled_l2.experiments.arms import (
     DEFAULT_ARMS,
     DEFAULT_L2,
@@ -155,6 +155,9 @@ def test_rule_that_is_no_multiple_of_the_sum_of_squares_is_refused():
         coefficients(
             model, Arm("x", keras.regularizers.L1(0.1)), samples=3, batch_size=1
         )
+    # It would be trained with the strength that it only starts from.
+    with pytest.raises(InputError, match=r"EvidenceL2 finds its strength while it"):
+        coefficients(model, Arm("x", EvidenceL2()), samples=3, batch_size=1)
 
 
 def sequential():

@@ -12,9 +12,11 @@ from keras_scaled_l2 import ScaledL2
 from keras_scaled_l2.evidence import (
     evidence_strengths,
     gamma_by_dual,
+    gamma_by_hutchinson,
     gamma_dense,
     output_rows,
 )
+from keras_scaled_l2.grams import Rows, gamma_of_all
 
 EXACT = {"alpha_1": 0, "alpha_2": 0, "lambda_1": 0, "lambda_2": 0, "tol": 1e-12}
 
@@ -161,6 +163,9 @@ def test_dual_is_dense_and_no_more_than_blocks_or_diagonal(kind):
     }
     dual, dense = gamma_by_dual(rows, c), gamma_dense(rows, c)
     assert dual == pytest.approx(dense, rel=1e-4)
+    for path, (mean, error) in gamma_by_hutchinson(rows, c, probes=400).items():
+        assert abs(mean - dense[path]) < 4 * error
+        assert 0 < error < 0.05 * dense[path]
     exact = sum(dual.values())
     assert 0 < exact < 2 * len(x)
     blocks = sum(gamma_dense({p: rows[p]}, {p: c[p]})[p] for p in c)
@@ -206,3 +211,17 @@ def test_what_the_evidence_cannot_do_is_refused_with_the_remedy():
     )
     with pytest.raises(ValueError, match=r"one output of shape \(None, units\)"):
         evidence_strengths(compiled(sequence), np.zeros((2, 3, 5), "float32"), y)
+
+
+def test_few_examples_tell_gamma_of_all_where_each_has_rows_of_its_own():
+    # 40 examples of 2 rows, orthogonal, with squares 3 and 5; then all in one space.
+    c, m, s = {"w": 0.1}, 400, 40
+    squares = np.tile([3.0, 5.0], s) / s
+    apart = Rows({"w": np.diag(squares)}, [])
+    expected = sum(m * k / (k + m * 2 * c["w"]) for k in (3.0, 5.0))
+    assert gamma_of_all(apart, c, s, m)["w"] == pytest.approx(expected, rel=0.01)
+    whole = sum(s * k / (k + s * 2 * c["w"]) for k in (3.0, 5.0))
+    assert gamma_of_all(apart, c, s, s)["w"] == pytest.approx(whole, rel=1e-9)
+    r = np.tile(100 * np.eye(2), (s, 1)) / np.sqrt(s)
+    together = Rows({"w": r @ r.T}, [])
+    assert gamma_of_all(together, c, s, m)["w"] == pytest.approx(2.0, rel=1e-3)

@@ -21,7 +21,7 @@ LIBRARY_NEEDS = {"keras", "numpy", "tensorboard"}
 # Import name -> the distribution that setup.cfg names.
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 PUBLIC = {
-    *("ScaledL2", "SampleL2", "PriorL2", "HalfLifeL2"),
+    *("ScaledL2", "SampleL2", "PriorL2", "HalfLifeL2", "EvidenceL2"),
     *("attach", "detach", "bind", "penalized"),
     *("ApplyL2", "CostMonitor", "cost_report", "convert", "suggest"),
 }

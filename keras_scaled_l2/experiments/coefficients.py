@@ -14,7 +14,7 @@ from keras_scaled_l2.attaching import attach, bind, detach, penalized
 from keras_scaled_l2.experiments.arms import Arm
 from keras_scaled_l2.experiments.errors import InputError, one_line
 from keras_scaled_l2.experiments.naming import paths
-from keras_scaled_l2.rule import effective_coefficient
+from keras_scaled_l2.rule import Rule, effective_coefficient
 
 
 def coefficients(
@@ -39,6 +39,12 @@ def coefficients(
         return {}
     try:
         rule = keras.saving.deserialize_keras_object(dict(arm.rule))
+        if isinstance(rule, Rule) and rule.learns:
+            raise ValueError(
+                f"{type(rule).__name__} finds its strength while it trains under "
+                "ApplyL2, which these trainings cannot: expected a rule of a fixed "
+                "strength. Train it with fit, see docs/evidence."
+            )
         with _quiet():
             attach(model, rule)
             try:
