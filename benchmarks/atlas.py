@@ -1,7 +1,7 @@
 """The atlas: the best strength of L2 by data set, optimizer, network and size.
 
-Cell by cell, each a grid of strength x learning rate with dropout beside it
-(``atlas_search`` says which points); the result of each cell is a JSON file under
+Cell by cell, each a grid of strength x learning rate with dropout beside it, of which
+``experiments/plane.py`` says the points. The result of each cell is a JSON file under
 ``benchmarks/atlas/``, written after each round: kill it at any time, and the same
 command goes on::
 
@@ -28,9 +28,10 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from atlas_search import Point, half_decades, next_points, strength
+from keras_scaled_l2.experiments import plane
+from keras_scaled_l2.experiments.plane import Plane, half_decades, next_points
 
 FOLDER = pathlib.Path(__file__).parent / "atlas"
 BATCH_SIZE = 64
@@ -40,10 +41,28 @@ POOL, TEST = 12_000, 2_000
 SIZES = (20_000, 70_000, 200_000, 670_000, 2_100_000, 6_600_000, 20_000_000)
 LARGE = 500_000
 """From here on one seed screens, not two."""
+CRITERIA = ("loss", "accuracy", "last_loss")
+"""What is followed to its optimum; ``last_accuracy`` is recorded beside them."""
 COLUMNS = (
     *("kind", "place", "rate", "seed", "loss", "accuracy", "best_epoch"),
     *("last_loss", "last_accuracy", "test_loss", "test_accuracy"),
 )
+
+
+class Point(NamedTuple):
+    """One training: kind, place of the strength, place of the learning rate, seed."""
+
+    kind: str
+    place: int | None
+    rate: int
+    seed: int
+
+    @property
+    def strength(self) -> float:
+        """Coefficient or dropout rate."""
+        if self.place is None:
+            return 0.0
+        return self.place / 10 if self.kind == "dropout" else half_decades(self.place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +92,18 @@ class Cell:
     def coarse_seeds(self) -> int:
         """Seeds that screen."""
         return 1 if self.size >= LARGE else 2
+
+    def planes(self) -> dict[str, Plane]:
+        """Where L2 and where dropout is searched."""
+        given: dict[str, Any] = {
+            "rates": plane.RATES[self.optimizer],
+            "rate_bounds": plane.RATE_BOUNDS[self.optimizer],
+            "seeds": self.seeds,
+            "screening": self.coarse_seeds,
+            "criteria": CRITERIA,
+        }
+        rates = {"coarse": (2, 5), "bounds": (1, 9), "thorough": False}
+        return {"l2": Plane(**given), "dropout": Plane(**given, **rates)}
 
 
 def cells() -> list[Cell]:
@@ -164,7 +195,7 @@ class Trainer:
             initial = initial_weights(architecture.build(seed))
             jobs = []
             for point in chosen:
-                value = strength(point.kind, point.place)
+                value = point.strength
                 l2 = value if point.kind == "l2" else 0.0
                 jobs.append(
                     Job(
@@ -279,12 +310,7 @@ def train_cell(trainer: Trainer, cell: Cell, command: str, until: float) -> bool
         return True
     seconds = head.get("seconds", 0.0)
     while True:
-        points = next_points(
-            records,
-            optimizer=cell.optimizer,
-            seeds=cell.seeds,
-            coarse_seeds=cell.coarse_seeds,
-        )
+        points = lacking(cell, records)
         if not points:
             break
         clock = time.perf_counter()
@@ -299,6 +325,16 @@ def train_cell(trainer: Trainer, cell: Cell, command: str, until: float) -> bool
     write(path, _head(trainer, cell, command, seconds, finished=True), records)
     print(f"{cell.name}: {len(records)} trainings, {seconds:.0f} s", flush=True)
     return True
+
+
+def lacking(cell: Cell, records: Mapping[Point, Any]) -> list[Point]:
+    """The trainings of a cell's next round: L2 first, then dropout."""
+    for kind, where in cell.planes().items():
+        known = {plane.Point(*p[1:]): r for p, r in records.items() if p.kind == kind}
+        found = next_points(known, where)
+        if found:
+            return [Point(kind, *point) for point in found]
+    return []
 
 
 def _head(
