@@ -68,6 +68,13 @@ class Plane:
     criteria: tuple[str, ...] = ("loss", "accuracy")
     thorough: bool = True
 
+    def __contains__(self, point: Point) -> bool:
+        """Whether a point's strength is one that may be chosen here."""
+        if point.place is None:
+            return None in self.coarse
+        low, high = self.bounds
+        return low <= point.place <= high
+
     @property
     def first(self) -> range:
         """The seeds that screen."""

@@ -15,8 +15,8 @@ import numpy as np
 
 from keras_scaled_l2.experiments.results.spread import half_width
 
-FLAT = 0.03
-"""The parabola of an optimum is fitted where the curve is within 3 % of its lowest."""
+FLAT = 0.06
+"""The parabola of an optimum is fitted where the curve is within 6 % of its lowest."""
 DECADE_BELOW = 1.0
 """So far below the weakest strength, in decades, a penalty counts as none."""
 
@@ -65,7 +65,7 @@ class Interval:
 def optimum(sweep: Sweep) -> Interval:
     """The best coefficient: lowest point of a parabola in the logarithm of c.
 
-    Fitted to the mean curve where it is within 3 % of its lowest value, and at least to
+    Fitted to the mean curve where it is within 6 % of its lowest value, and at least to
     the neighbors of that. The interval is the jackknife's over the seeds.
     """
     found = _jackknife(lambda seeds: _vertex(sweep, seeds), sweep.seeds)
@@ -101,8 +101,10 @@ def regret(sweep: Sweep, values: Mapping[int, float], *, share: bool) -> Interva
     """What a strength loses against the best of the sweep.
 
     The best is chosen by looking at the same numbers, which makes it look better than
-    it is. The upper end therefore compares with the best of all seeds, and the lower
-    one, for each seed, with what the other seeds choose; each by Student's t.
+    it is, and may be the strength itself. The lower end therefore compares, for each
+    seed, with what the other seeds choose; the upper end is the highest of those
+    against every strength of the sweep, since one of them is the best (Hsu 1984). Each
+    by Student's t over the seeds.
 
     Args:
         sweep: The sweep of the same network.
@@ -123,10 +125,22 @@ def regret(sweep: Sweep, values: Mapping[int, float], *, share: bool) -> Interva
     for seed in seeds:
         other = _best(sweep, [s for s in seeds if s != seed])
         outside.append(values[seed] - sweep.values[other][seed])
-    n = len(seeds)
-    low = statistics.fmean(outside) - half_width(statistics.stdev(outside), n)
-    high = statistics.fmean(inside) + half_width(statistics.stdev(inside), n)
-    return Interval(value, min(low / unit, value), high / unit)
+    low, _ = _student(outside)
+    high = max(
+        _student([values[s] - column[s] for s in seeds])[1]
+        for column in sweep.values.values()
+        if all(math.isfinite(column[s]) for s in seeds)
+    )
+    return Interval(value, min(low / unit, value), max(high / unit, value))
+
+
+def _student(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean."""
+    mean, half = (
+        statistics.fmean(values),
+        half_width(statistics.stdev(values), len(values)),
+    )
+    return mean - half, mean + half
 
 
 def at(sweep: Sweep, coefficient: float) -> tuple[dict[int, float], bool]:
