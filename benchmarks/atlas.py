@@ -39,7 +39,7 @@ EPOCHS = {"mnist": 20, "fashion_mnist": 20, "mnist1d": 40}
 POOL, TEST = 12_000, 2_000
 """Images that a cell draws from, a sixth for validation; images of its test set."""
 SIZES = (20_000, 70_000, 200_000, 670_000, 2_100_000, 6_600_000, 20_000_000)
-LARGE = 500_000
+LARGE = 150_000
 """From here on one seed screens, not two."""
 CRITERIA = ("loss", "accuracy", "last_loss")
 """What is followed to its optimum; ``last_accuracy`` is recorded beside them."""
@@ -382,6 +382,11 @@ def main() -> int:
     if arguments.list:
         for cell in chosen:
             print(f"{cell.name:50s} {_state(cell)}")
+        return 0
+    if arguments.tables:
+        import atlas_tables
+
+        atlas_tables.main()
         return 0
     FOLDER.mkdir(exist_ok=True)
     trainer = Trainer(

@@ -42,12 +42,16 @@ settings.load_profile("keras_scaled_l2")
 
 ONCE = {
     "test_answer.py",
+    "test_atlas.py",
     "test_calibration.py",
+    "test_cli_transfer.py",
     "test_cli_tune.py",
     "test_page.py",
     "test_paired.py",
+    "test_plane.py",
     "test_plots.py",
     "test_records.py",
+    "test_scaling.py",
     "test_search.py",
     "test_tune_workers.py",
     "test_tuning_result.py",

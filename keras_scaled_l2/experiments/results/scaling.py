@@ -15,8 +15,6 @@ import numpy as np
 
 from keras_scaled_l2.experiments.results.spread import half_width
 
-FLAT = 0.06
-"""The parabola of an optimum is fitted where the curve is within 6 % of its lowest."""
 DECADE_BELOW = 1.0
 """So far below the weakest strength, in decades, a penalty counts as none."""
 
@@ -65,8 +63,9 @@ class Interval:
 def optimum(sweep: Sweep) -> Interval:
     """The best coefficient: lowest point of a parabola in the logarithm of c.
 
-    Fitted to the mean curve where it is within 6 % of its lowest value, and at least to
-    the neighbors of that. The interval is the jackknife's over the seeds.
+    It goes through the lowest point of the mean curve and its two neighbors; further
+    ones would bend it, since curves rise slowly to the weaker side and steeply to the
+    stronger one. The interval is the jackknife's over the seeds.
     """
     found = _jackknife(lambda seeds: _vertex(sweep, seeds), sweep.seeds)
     ends = [None if v is None else float(10**v) for v in (found.low, found.high)]
@@ -171,22 +170,16 @@ def _vertex(sweep: Sweep, seeds: Sequence[int]) -> float:
     places = [math.log10(c) for c in sweep.strengths]
     curve = [_mean(sweep.values[c], seeds) for c in sweep.strengths]
     best = min(range(len(curve)), key=lambda i: curve[i])
-    first = last = best
-    limit = curve[best] + FLAT * abs(curve[best])
-    while first > 0 and curve[first - 1] <= limit:
-        first -= 1
-    while last + 1 < len(curve) and curve[last + 1] <= limit:
-        last += 1
-    first, last = max(0, min(first, best - 1)), min(len(curve) - 1, max(last, best + 1))
-    chosen = [i for i in range(first, last + 1) if math.isfinite(curve[i])]
-    if len(chosen) < 3:
+    if not 0 < best < len(curve) - 1:
         return places[best]
-    x = np.array([places[i] - places[best] for i in chosen])
-    bend, tilt, _ = np.polyfit(x, [curve[i] for i in chosen], 2)
+    around = slice(best - 1, best + 2)
+    if not all(map(math.isfinite, curve[around])):
+        return places[best]
+    x = np.array(places[around]) - places[best]
+    bend, tilt, _ = np.polyfit(x, curve[around], 2)
     if bend <= 0:
         return places[best]
-    lowest = places[best] - float(tilt / (2 * bend))
-    return min(max(lowest, places[first]), places[last])
+    return places[best] - float(tilt / (2 * bend))
 
 
 def _at_edge(sweep: Sweep) -> bool:
