@@ -79,10 +79,12 @@ def _regret(results: Sequence[Result]) -> Any:
     figure, axes = _figure(len(POWERS))
     rows = list(regret_rows(results))
     for axis, rule in zip(axes, POWERS, strict=True):
-        for group in dict.fromkeys(g for g, *_ in rows):
+        for group, cells in groups(results).items():
             points = [(n, found[rule][0]) for g, n, found in rows if g == group]
-            x, y = [n for n, _ in points], [100 * r.value for _, r in points]
-            axis.plot(x, y, **_line(group))
+            if points:
+                # Where the strength was tuned it is the best.
+                x = [cells[0].weights, *(n for n, _ in points)]
+                axis.plot(x, [0, *(100 * r.value for _, r in points)], **_line(group))
         axis.axhline(2, color="black", linewidth=0.8, linestyle=":")
         axis.set(xscale="log", xlabel="weights N", title=rule)
         axis.grid(alpha=0.3)

@@ -327,8 +327,8 @@ def _matters(results: Sequence[Result]) -> list[str]:
     small = [r for r in results if gains[id(r)] < GOAL]
     dropouts = {id(r): r.gain(r.dropout, "loss") for r in results}
     better = [r for r in results if dropouts[id(r)] > gains[id(r)]]
-    clear = [r for r in better if _dropout_interval(r).high < 0]  # type: ignore[operator]
-    worse = [r for r in results if _dropout_interval(r).low > 0]  # type: ignore[operator]
+    clear = [r for r in better if _dropout_interval(r).high < 0]
+    worse = [r for r in results if _dropout_interval(r).low > 0]
     edge = [r for r in results if optimum(r.sweep("loss")).edge]
     return [
         f"- L2 lowers the validation loss by {100 * min(gains.values()):.1f} to "

@@ -64,12 +64,23 @@ def test_rules_constant_within_a_model_follow_from_one_sweep(data, trained):
     # Penalized weights, biases left out: 3-3-3-1 and 3-15-15-1.
     assert (small.width, large.width) == (3, 15)
     ratio = (3 * 3 + 9 + 3) / (3 * 15 + 225 + 15)
+    curve = {}
+    for point in large.points:
+        if point.rule == "l2":
+            loss = np.mean([job.data_loss for job in point.jobs])
+            curve.setdefault(point.strength, []).append(loss)
+    none = min(curve.pop(0.0))
+    places = [math.log10(c) for c in sorted(curve)]
+    losses = [min(curve[c]) for c in sorted(curve)]
+    # Straight between the strengths of the sweep; a decade below all is none.
+    line = [places[0] - 1, *places], [none, *losses]
     for power in (0.25, 0.5, 1):
         rule = found[f"model-{power:g}", "data_loss"]
         assert rule.regrets[1].strength == pytest.approx(1e-3 * ratio**power)
-        distance = power * math.log10(ratio)
-        # Straight between the strengths of the sweep, half a decade or more apart.
-        assert rule.regrets[1].value == pytest.approx(0.1 * distance**2, abs=0.03)
+        there = np.interp(math.log10(1e-3 * ratio**power), *line)
+        expected = there / min(losses) - 1
+        assert rule.regrets[1].value == pytest.approx(expected, abs=1e-3)
+        assert expected > 0.003
         assert rule.strength == pytest.approx(1e-3 * 21**power)
     for rule in ("l2", "sample"):
         assert found[rule, "data_loss"].regrets[1].value == pytest.approx(0, abs=1e-9)

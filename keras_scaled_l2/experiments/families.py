@@ -69,14 +69,16 @@ def width_for(family: Family, problem: Problem, weights: int) -> int:
     """
     if isinstance(weights, bool) or not isinstance(weights, int) or weights < 1:
         raise InputError(f"size {weights!r}: expected a whole number of weights.")
-    if family not in NAMES:
+    if not isinstance(family, str) or ":" in family:
         raise InputError(
             f"sizes for the model {family!r}: expected widths, since nobody knows how "
             "many weights it has by width. Use widths=[...] (--widths 16,32)."
         )
+    # It refuses what is no family, or does not fit the problem.
+    _architecture(family, problem, 1)
     inputs, outputs = problem.x_train.shape[1:], problem.outputs
     low, high = 1, WIDEST
-    least = _weights(str(family), inputs, outputs, 1)
+    least = _weights(family, inputs, outputs, 1)
     if least > 1.5 * weights:
         raise InputError(
             f"size {weights}: {family!r} has {least} weights at width 1. Expected a "
@@ -84,13 +86,13 @@ def width_for(family: Family, problem: Problem, weights: int) -> int:
         )
     while high - low > 1:
         middle = (low + high) // 2
-        if _weights(str(family), inputs, outputs, middle) <= weights:
+        if _weights(family, inputs, outputs, middle) <= weights:
             low = middle
         else:
             high = middle
     return min(
         (low, high),
-        key=lambda w: abs(_weights(str(family), inputs, outputs, w) - weights),
+        key=lambda w: abs(_weights(family, inputs, outputs, w) - weights),
     )
 
 
