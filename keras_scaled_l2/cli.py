@@ -1,4 +1,4 @@
-"""The command ``keras-scaled-l2``: ``compare``, ``tune``, ``report``, ``convert``."""
+"""The command ``keras-scaled-l2`` and what its commands share."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from keras_scaled_l2.cli_numbers import (
     load_keras,
     run_convert,
 )
+from keras_scaled_l2.cli_transfer import add_transfer
 from keras_scaled_l2.cli_tune import add_tune
 
 PROGRAM = "keras-scaled-l2"
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_compare(commands)
     add_tune(commands)
+    add_transfer(commands)
     add_report(commands)
     add_convert(commands)
     return parser

@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import Any
 
+from keras_scaled_l2.cli_data import add_data, data_of
 from keras_scaled_l2.cli_numbers import NumbersError
 
 _PLAIN = ("rule", "method", "criterion", "optimizer", "folds", "seeds", "epochs")
@@ -32,13 +33,7 @@ def add_tune(commands: Any) -> None:
         ),
     )
     add = parser.add_argument
-    add("--problem", default="mnist5k", help="as in compare (default: %(default)s)")
-    add(
-        "--task",
-        choices=("binary", "classes", "regression"),
-        help="what the labels of a .npz file are (default: told from their dtype)",
-    )
-    add("--standardize", action="store_true", default=None, help="as in compare")
+    add_data(parser)
     add("--model", help="as in compare (default: dense)")
     add("--hidden", type=_integers, metavar="UNITS,...", help="(default: 512,512)")
     add(
@@ -93,17 +88,13 @@ def add_tune(commands: Any) -> None:
 
 def _tune(arguments: argparse.Namespace) -> int:
     from keras_scaled_l2.experiments.errors import InputError
-    from keras_scaled_l2.experiments.problems import load_problem
     from keras_scaled_l2.experiments.tune import tune
 
     names = ("model", "grid", *_PLAIN, *_OTHERS)
     given = {n: getattr(arguments, n) for n in names}
     try:
-        problem = load_problem(
-            arguments.problem, task=arguments.task, standardize=arguments.standardize
-        )
         result = tune(
-            problem=problem,
+            problem=data_of(arguments),
             directory=arguments.directory,
             progress=not arguments.quiet,
             **{name: value for name, value in given.items() if value is not None},

@@ -39,7 +39,9 @@ PRIVATE = {
     },
 }
 # The commands stand above both halves.
-COMMANDS = {"cli", "cli_numbers", "cli_tune", "__main__"}
+COMMANDS = {
+    *("cli", "cli_data", "cli_numbers", "cli_transfer", "cli_tune", "__main__"),
+}
 
 
 def modules():

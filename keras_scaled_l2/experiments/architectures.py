@@ -56,7 +56,7 @@ def dense(problem: Problem, hidden: Sequence[int] = DEFAULT_HIDDEN) -> Architect
     shape = problem.x_train.shape[1:]
 
     def build(seed: int) -> keras.Model:
-        seeds = iter(_seeds(seed, len(units) + 1))
+        seeds = iter(layer_seeds(seed, len(units) + 1))
         layers: list[Any] = [keras.Input(shape, name="features")]
         if len(shape) > 1:
             layers.append(keras.layers.Flatten(name="flatten"))
@@ -79,11 +79,12 @@ def dense(problem: Problem, hidden: Sequence[int] = DEFAULT_HIDDEN) -> Architect
     return Architecture(f"dense {'-'.join(map(str, widths))} (relu)", build)
 
 
-def convolutional(problem: Problem) -> Architecture:
+def convolutional(problem: Problem, width: int = 32) -> Architecture:
     """A small convolutional network for images, as many first networks are.
 
     Two convolutions of 3 x 3 with 32 and 64 filters, each followed by 2 x 2 pooling,
-    a dense layer of 128 units, and a linear output.
+    a dense layer of 128 units, and a linear output; another width goes for 32, and its
+    double and fourfold for the others.
 
     Raises:
         InputError: If the examples are no images ``(height, width, channels)``.
@@ -97,8 +98,8 @@ def convolutional(problem: Problem) -> Architecture:
     layers = keras.layers
 
     def build(seed: int) -> keras.Model:
-        start = [keras.initializers.HeNormal(seed=s) for s in _seeds(seed, 3)]
-        last = keras.initializers.GlorotUniform(seed=_seeds(seed, 4)[-1])
+        start = [keras.initializers.HeNormal(seed=s) for s in layer_seeds(seed, 3)]
+        last = keras.initializers.GlorotUniform(seed=layer_seeds(seed, 4)[-1])
 
         def convolution(index: int, filters: int) -> keras.Layer:
             return layers.Conv2D(
@@ -111,14 +112,14 @@ def convolutional(problem: Problem) -> Architecture:
             )
 
         hidden = layers.Dense(
-            128, activation="relu", kernel_initializer=start[2], name="hidden"
+            4 * width, activation="relu", kernel_initializer=start[2], name="hidden"
         )
         return keras.Sequential(
             [
                 keras.Input(shape, name="features"),
-                convolution(0, 32),
+                convolution(0, width),
                 layers.MaxPooling2D(name="pooling_1"),
-                convolution(1, 64),
+                convolution(1, 2 * width),
                 layers.MaxPooling2D(name="pooling_2"),
                 layers.Flatten(name="flatten"),
                 hidden,
@@ -128,13 +129,16 @@ def convolutional(problem: Problem) -> Architecture:
         )
 
     size = "x".join(map(str, shape))
-    return Architecture(
-        f"conv {size}-32c3-64c3-128-{problem.outputs} (relu, 2x2 pooling)", build
-    )
+    name = f"conv {size}-{width}c3-{2 * width}c3-{4 * width}-{problem.outputs}"
+    return Architecture(f"{name} (relu, 2x2 pooling)", build)
 
 
 def architecture(
-    model: str | os.PathLike[str] | keras.Model | Callable[[], keras.Model],
+    model: str
+    | os.PathLike[str]
+    | keras.Model
+    | Callable[[], keras.Model]
+    | Architecture,
     problem: Problem,
     hidden: Sequence[int] = DEFAULT_HIDDEN,
 ) -> Architecture:
@@ -142,13 +146,15 @@ def architecture(
 
     Args:
         model: ``"dense"``, ``"conv"``, ``"module:function"``, the path of a ``.keras``
-            file, a built model, or a function that makes one.
+            file, a built model, a function that makes one, or an architecture.
         problem: What it is to be trained on.
         hidden: Units of the hidden layers of ``"dense"``.
 
     Raises:
         InputError: If there is no such network, or it does not fit the problem.
     """
+    if isinstance(model, Architecture):
+        return model
     if isinstance(model, str | os.PathLike):
         return _named(os.fspath(model), problem, hidden)
     if isinstance(model, keras.Model):
@@ -171,7 +177,7 @@ def _named(name: str, problem: Problem, hidden: Sequence[int]) -> Architecture:
     if name.endswith(".keras"):
         return from_model(_load(name), problem, name=name)
     if ":" in name:
-        return from_function(_find_function(name), problem, name=name)
+        return from_function(find_function(name), problem, name=name)
     raise unknown("model", name, ["dense", "conv", "module:function", "file.keras"])
 
 
@@ -184,7 +190,12 @@ def _load(path: str) -> keras.Model:
         ) from error
 
 
-def _find_function(name: str) -> Callable[[], keras.Model]:
+def find_function(name: str) -> Callable[..., keras.Model]:
+    """The function of ``module:function``.
+
+    Raises:
+        InputError: If there is none.
+    """
     module, _, function = name.partition(":")
     # As "python -m" does it: modules beside the user count.
     if os.getcwd() not in sys.path:
@@ -199,7 +210,7 @@ def _find_function(name: str) -> Callable[[], keras.Model]:
         ) from error
     if not callable(found):
         raise InputError(f"model {name!r} is no function: {found!r}.")
-    make: Callable[[], keras.Model] = found
+    make: Callable[..., keras.Model] = found
     return make
 
 
@@ -303,7 +314,7 @@ def check_hidden(hidden: Sequence[int]) -> tuple[int, ...]:
     return tuple(hidden)
 
 
-def _seeds(seed: int, count: int) -> list[int]:
+def layer_seeds(seed: int, count: int) -> list[int]:
     """Seeds for the layers: different from each other, and for other seeds."""
     state = np.random.SeedSequence([seed, 0]).generate_state(count)
     # Keras wants signed 32-bit seeds on some backends.

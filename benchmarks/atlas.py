@@ -1,0 +1,414 @@
+"""The atlas: the best strength of L2 by data set, optimizer, network and size.
+
+Cell by cell, each a grid of strength x learning rate with dropout beside it, of which
+``experiments/plane.py`` says the points. The result of each cell is a JSON file under
+``benchmarks/atlas/``, written after each round: kill it at any time, and the same
+command goes on::
+
+    python benchmarks/atlas.py --list
+    python benchmarks/atlas.py --cells "mnist-1000-clean-sgd" --budget-minutes 30 \
+        --mnist data/mnist --fashion-mnist /usr/share/datasets/fashion-mnist
+    python benchmarks/atlas.py --tables
+
+MNIST comes from ``benchmarks/digits_png.py``, Fashion-MNIST from Debian's package
+``dataset-fashion-mnist``, mnist1d from PyPI's package of that name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import itertools
+import json
+import math
+import pathlib
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from keras_scaled_l2.experiments import plane
+from keras_scaled_l2.experiments.plane import Plane, half_decades, next_points
+
+FOLDER = pathlib.Path(__file__).parent / "atlas"
+BATCH_SIZE = 64
+EPOCHS = {"mnist": 20, "fashion_mnist": 20, "mnist1d": 40}
+POOL, TEST = 12_000, 2_000
+"""Images that a cell draws from, a sixth for validation; images of its test set."""
+SIZES = (20_000, 70_000, 200_000, 670_000, 2_100_000, 6_600_000, 20_000_000)
+LARGE = 150_000
+"""From here on one seed screens, not two."""
+CRITERIA = ("loss", "accuracy", "last_loss")
+"""What is followed to its optimum; ``last_accuracy`` is recorded beside them."""
+COLUMNS = (
+    *("kind", "place", "rate", "seed", "loss", "accuracy", "best_epoch"),
+    *("last_loss", "last_accuracy", "test_loss", "test_accuracy"),
+)
+
+
+class Point(NamedTuple):
+    """One training: kind, place of the strength, place of the learning rate, seed."""
+
+    kind: str
+    place: int | None
+    rate: int
+    seed: int
+
+    @property
+    def strength(self) -> float:
+        """Coefficient or dropout rate."""
+        if self.place is None:
+            return 0.0
+        return self.place / 10 if self.kind == "dropout" else half_decades(self.place)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One cell: a problem, an optimizer and a network."""
+
+    problem: str
+    examples: int
+    noise: float
+    optimizer: str
+    architecture: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Name of its file, without the suffix."""
+        noise = f"noise{round(100 * self.noise)}" if self.noise else "clean"
+        parts = (self.problem, self.examples, noise, self.optimizer)
+        return "-".join(map(str, (*parts, self.architecture, self.size)))
+
+    @property
+    def seeds(self) -> int:
+        """Seeds at each strength."""
+        return 3 if self.size >= SIZES[-1] else 5
+
+    @property
+    def coarse_seeds(self) -> int:
+        """Seeds that screen."""
+        return 1 if self.size >= LARGE else 2
+
+    def planes(self) -> dict[str, Plane]:
+        """Where L2 and where dropout is searched."""
+        given: dict[str, Any] = {
+            "rates": plane.RATES[self.optimizer],
+            "rate_bounds": plane.RATE_BOUNDS[self.optimizer],
+            "seeds": self.seeds,
+            "screening": self.coarse_seeds,
+            "criteria": CRITERIA,
+        }
+        rates = {"coarse": (2, 5), "bounds": (1, 9), "thorough": False}
+        return {"l2": Plane(**given), "dropout": Plane(**given, **rates)}
+
+
+def cells() -> list[Cell]:
+    """All cells, in the order in which they are trained: the cheap ones first."""
+    groups = [
+        ("mnist", 1000, 0.0),
+        ("fashion_mnist", 1000, 0.0),
+        ("mnist", 1000, 0.2),
+        ("fashion_mnist", 1000, 0.2),
+        ("mnist1d", 1000, 0.0),
+        ("mnist1d", 1000, 0.2),
+    ]
+    many = [
+        ("mnist", 10_000, 0.0),
+        ("fashion_mnist", 10_000, 0.0),
+        ("mnist", 10_000, 0.2),
+        ("fashion_mnist", 10_000, 0.2),
+    ]
+    found = []
+    for rows, sizes in ((groups, SIZES), (many, SIZES)):
+        for size, optimizer, row in itertools.product(sizes, ("sgd", "adam"), rows):
+            found.append(Cell(*row, optimizer, "dense", size))
+    return found
+
+
+def hidden_units(size: int, inputs: int, outputs: int = 10) -> int:
+    """The n of ``inputs-n-n-outputs`` that has about so many weights."""
+    b = inputs + outputs + 2
+    return max(1, round((-b + math.sqrt(b * b + 4 * (size - outputs))) / 2))
+
+
+class Trainer:
+    """Trains the points of cells; what is compiled and read serves later cells."""
+
+    def __init__(self, folders: Mapping[str, str | None]) -> None:
+        self._folders = folders
+        self._sources: dict[tuple[Any, ...], Any] = {}
+        self._problems: dict[tuple[Any, ...], Any] = {}
+        self._engines: dict[tuple[Any, ...], Any] = {}
+
+    def problem(self, cell: Cell, seed: int) -> Any:
+        """The data of a seed."""
+        key = (cell.problem, cell.examples, cell.noise)
+        if key not in self._sources:
+            self._problems.clear()
+            self._sources = {key: self._source(cell)}
+        if (key, seed) not in self._problems:
+            self._problems[key, seed] = self._sources[key].split(seed)
+        return self._problems[key, seed]
+
+    def _source(self, cell: Cell) -> Any:
+        from keras_scaled_l2.experiments.problems import load_problem
+
+        found = load_problem(cell.problem, data_dir=self._folders.get(cell.problem))
+        arrays = found.source.arrays
+        if cell.problem != "mnist1d":
+            arrays = dataclasses.replace(
+                arrays,
+                x_train=arrays.x_train[:POOL],
+                y_train=arrays.y_train[:POOL],
+                x_test=arrays.x_test[:TEST],
+                y_test=arrays.y_test[:TEST],
+            )
+        return dataclasses.replace(
+            found.source,
+            arrays=arrays,
+            samples=cell.examples,
+            label_noise=cell.noise,
+        )
+
+    def engine(self, cell: Cell) -> tuple[Any, Any, list[str]]:
+        """Engine, architecture and penalized weights."""
+        problem = self.problem(cell, 0)
+        key = (cell.architecture, cell.size, cell.optimizer, problem.x_train.shape[1:])
+        if key not in self._engines:
+            # One at a time: their weights would add up.
+            self._engines = {key: _engine(cell, problem)}
+        return self._engines[key]
+
+    def train(self, cell: Cell, points: list[Point]) -> Iterator[tuple[Point, Any]]:
+        """Train points; each result as soon as it is there."""
+        from keras_scaled_l2.experiments.architectures import initial_weights
+        from keras_scaled_l2.experiments.engine import Job
+
+        engine, architecture, penalized = self.engine(cell)
+        epochs = EPOCHS[cell.problem]
+        for seed, group in itertools.groupby(points, key=lambda p: p.seed):
+            chosen = list(group)
+            initial = initial_weights(architecture.build(seed))
+            jobs = []
+            for point in chosen:
+                value = point.strength
+                l2 = value if point.kind == "l2" else 0.0
+                jobs.append(
+                    Job(
+                        problem=self.problem(cell, seed),
+                        initial=initial,
+                        coefficients=dict.fromkeys(penalized, l2),
+                        seed=seed,
+                        epochs=epochs,
+                        dropout=value if point.kind == "dropout" else 0.0,
+                        learning_rate=half_decades(point.rate),
+                        # Never stops, and goes back to the best epoch for the test.
+                        patience=epochs,
+                    )
+                )
+            for place, trained in engine.train(jobs, evaluate=["test"]):
+                yield chosen[place], _record(trained)
+
+
+def _engine(cell: Cell, problem: Any) -> tuple[Any, Any, list[str]]:
+    import keras
+
+    from keras_scaled_l2.experiments.coefficients import penalizable
+    from keras_scaled_l2.experiments.engine import Engine
+    from keras_scaled_l2.experiments.naming import paths
+    from keras_scaled_l2.experiments.twin import (
+        VariableDropout,
+        derive,
+        matching_weights,
+    )
+
+    architecture = make_architecture(cell, problem)
+    network = architecture.build(0)
+    variant = derive(network, 0.5, seed=0, dropout=VariableDropout)
+    twin = {id(v): t for v, t in matching_weights(network, variant)}
+    path, chosen = paths(network), penalizable(network)
+    penalties = {
+        path[id(v)]: twin[id(v)] for v in network.weights if path[id(v)] in chosen
+    }
+    optimizer: Any = keras.optimizers.SGD(0.1, momentum=0.9)
+    if cell.optimizer == "adam":
+        optimizer = keras.optimizers.Adam(0.001)
+    engine = Engine(
+        variant,
+        weights=[twin[id(v)] for v in network.weights],
+        penalties=penalties,
+        problem=problem,
+        optimizer=optimizer,
+        batch_size=BATCH_SIZE,
+    )
+    engine.warm_up(problem)
+    return engine, architecture, list(penalties)
+
+
+def make_architecture(cell: Cell, problem: Any) -> Any:
+    """The network of a cell."""
+    from keras_scaled_l2.experiments import architectures
+
+    units = hidden_units(cell.size, math.prod(problem.x_train.shape[1:]))
+    return architectures.dense(problem, (units, units))
+
+
+def _record(trained: Any) -> dict[str, Any]:
+    curves, kept = trained.curves, trained.kept_epoch - 1
+    losses, accuracies = curves["val_data_loss"], curves["val_accuracy"]
+    test = trained.evaluations["test"]
+    return {
+        "loss": losses[kept],
+        "accuracy": accuracies[kept],
+        "best_epoch": trained.kept_epoch,
+        "last_loss": losses[-1],
+        "last_accuracy": accuracies[-1],
+        "test_loss": test.data_loss,
+        "test_accuracy": test.accuracy,
+    }
+
+
+def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[Point, dict[str, Any]]]:
+    """What stands in a cell's file: head and records."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    records = {}
+    for row in data.pop("rows"):
+        values = dict(zip(data["columns"], row, strict=True))
+        point = Point(*(values.pop(n) for n in ("kind", "place", "rate", "seed")))
+        records[point] = values
+    return data, records
+
+
+def write(
+    path: pathlib.Path, head: Mapping[str, Any], records: Mapping[Point, Any]
+) -> None:
+    """Write a cell's file, a line for each training."""
+    from keras_scaled_l2.experiments.results.files import finite, write_text
+
+    rows = [
+        json.dumps(finite([*point, *(_rounded(record[n]) for n in COLUMNS[4:])]))
+        for point, record in sorted(records.items(), key=lambda item: str(item[0]))
+    ]
+    text = json.dumps({**head, "columns": COLUMNS}, indent=1)
+    body = ",\n".join(rows)
+    write_text(path, f'{text[:-2]},\n "rows": [\n{body}\n ]\n}}\n')
+
+
+def _rounded(value: float) -> float:
+    return value if isinstance(value, int) else float(f"{value:.6g}")
+
+
+def train_cell(trainer: Trainer, cell: Cell, command: str, until: float) -> bool:
+    """Train what a cell lacks; whether it is finished."""
+    path = FOLDER / f"{cell.name}.json"
+    head, records = read(path) if path.exists() else ({}, {})
+    if head.get("finished"):
+        return True
+    seconds = head.get("seconds", 0.0)
+    while True:
+        points = lacking(cell, records)
+        if not points:
+            break
+        clock = time.perf_counter()
+        for point, record in trainer.train(cell, points):
+            records[point] = record
+            if time.time() > until:
+                break
+        seconds += time.perf_counter() - clock
+        write(path, _head(trainer, cell, command, seconds, finished=False), records)
+        if time.time() > until:
+            return False
+    write(path, _head(trainer, cell, command, seconds, finished=True), records)
+    print(f"{cell.name}: {len(records)} trainings, {seconds:.0f} s", flush=True)
+    return True
+
+
+def lacking(cell: Cell, records: Mapping[Point, Any]) -> list[Point]:
+    """The trainings of a cell's next round: L2 first, then dropout."""
+    for kind, where in cell.planes().items():
+        known = {plane.Point(*p[1:]): r for p, r in records.items() if p.kind == kind}
+        found = next_points(known, where)
+        if found:
+            return [Point(kind, *point) for point in found]
+    return []
+
+
+def _head(
+    trainer: Trainer, cell: Cell, command: str, seconds: float, *, finished: bool
+) -> dict[str, Any]:
+    import keras
+
+    from keras_scaled_l2.counts import elements
+    from keras_scaled_l2.experiments.plan import versions
+
+    _, architecture, penalized = trainer.engine(cell)
+    network = architecture.build(0)
+    return {
+        **dataclasses.asdict(cell),
+        "finished": finished,
+        "network": architecture.name,
+        "weights": sum(elements(v.shape) for v in network.trainable_weights),
+        "penalized": len(penalized),
+        "epochs": EPOCHS[cell.problem],
+        "batch_size": BATCH_SIZE,
+        "seeds": cell.seeds,
+        "sets": trainer.problem(cell, 0).samples,
+        "command": f"{command} --cells {cell.name}",
+        "backend": keras.backend.backend(),
+        "versions": versions(),
+        "device": f"{platform.machine()} processor, {platform.system()}",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "seconds": round(seconds, 1),
+    }
+
+
+def main() -> int:
+    """Train, list, or make the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--list", action="store_true", help="print the cells and what is finished")
+    add("--tables", action="store_true", help="make docs/atlas.md and its figures")
+    add("--cells", default="", help="only those whose name holds all these, by commas")
+    add("--budget-minutes", type=float, default=math.inf, help="then stop")
+    add("--mnist", help="folder with MNIST's IDX files")
+    add("--fashion-mnist", help="folder with Fashion-MNIST's IDX files")
+    arguments = parser.parse_args()
+    wanted = [w for w in arguments.cells.split(",") if w]
+    chosen = [c for c in cells() if all(w in f"^{c.name}$" for w in wanted)]
+    if arguments.list:
+        for cell in chosen:
+            print(f"{cell.name:50s} {_state(cell)}")
+        return 0
+    if arguments.tables:
+        import atlas_tables
+
+        atlas_tables.main()
+        return 0
+    FOLDER.mkdir(exist_ok=True)
+    trainer = Trainer(
+        {"mnist": arguments.mnist, "fashion_mnist": arguments.fashion_mnist}
+    )
+    until = time.time() + 60 * arguments.budget_minutes
+    command = shlex.join(["python", "benchmarks/atlas.py"])
+    for cell in chosen:
+        if not train_cell(trainer, cell, command, until):
+            print("the budget is spent: the same command goes on", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _state(cell: Cell) -> str:
+    path = FOLDER / f"{cell.name}.json"
+    if not path.exists():
+        return ""
+    head, records = read(path)
+    state = "finished" if head["finished"] else "begun"
+    return f"{state}, {len(records)} trainings, {head['seconds']:.0f} s"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,108 @@
+"""The figures of docs/atlas.md."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from atlas_tables import (
+    POWERS,
+    PROBLEMS,
+    Result,
+    groups,
+    regret_rows,
+)
+
+from keras_scaled_l2.experiments.results.scaling import optimum
+
+COLORS = {"mnist": "#0072b2", "fashion_mnist": "#d55e00", "mnist1d": "#00664d"}
+STYLES = {"sgd": "-", "adam": "--"}
+PANELS = {0.0: "clean labels", 0.2: "20 % wrong labels"}
+
+
+def draw(results: Sequence[Result], folder: pathlib.Path) -> None:
+    """Write ``atlas_best.svg`` and ``atlas_regret.svg``."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "atlas"
+    for name, figure in (("best", _best(results)), ("regret", _regret(results))):
+        figure.savefig(folder / f"atlas_{name}.svg", metadata={"Date": None})
+
+
+def _figure(columns: int) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    return figure, figure.subplots(1, columns, sharey=True)
+
+
+def _line(group: tuple[Any, ...]) -> dict[str, Any]:
+    problem, _, noise, optimizer, _ = group
+    return {
+        "color": COLORS[problem],
+        "linestyle": STYLES[optimizer],
+        "marker": "x" if noise else "o",
+        "markersize": 4,
+        "linewidth": 1.2,
+    }
+
+
+def _best(results: Sequence[Result]) -> Any:
+    """Best c against N, with intervals."""
+    figure, axes = _figure(len(PANELS))
+    for axis, (noise, title) in zip(axes, PANELS.items(), strict=True):
+        chosen = {g: c for g, c in groups(results).items() if g[2] == noise}
+        for i, (group, cells) in enumerate(chosen.items()):
+            # Side by side, or the intervals would hide each other.
+            x = [r.weights * 1.04 ** (i - len(chosen) / 2) for r in cells]
+            best = [optimum(r.sweep("loss")) for r in cells]
+            low = [b.value if b.low is None else b.low for b in best]
+            high = [b.value if b.high is None else b.high for b in best]
+            y = [b.value for b in best]
+            errors = [
+                [v - a for v, a in zip(y, low, strict=True)],
+                [b - v for v, b in zip(y, high, strict=True)],
+            ]
+            axis.errorbar(x, y, errors, capsize=2, elinewidth=0.8, **_line(group))
+        axis.set(xscale="log", yscale="log", xlabel="weights N", title=title)
+        axis.set_ylim(1e-5, 0.1)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("best c by validation loss")
+    _legend(figure, results)
+    return figure
+
+
+def _regret(results: Sequence[Result]) -> Any:
+    """Regret of each rule against N."""
+    figure, axes = _figure(len(POWERS))
+    rows = list(regret_rows(results))
+    for axis, rule in zip(axes, POWERS, strict=True):
+        for group, cells in groups(results).items():
+            points = [(n, found[rule][0]) for g, n, found in rows if g == group]
+            if points:
+                # Where the strength was tuned it is the best.
+                x = [cells[0].weights, *(n for n, _ in points)]
+                axis.plot(x, [0, *(100 * r.value for _, r in points)], **_line(group))
+        axis.axhline(2, color="black", linewidth=0.8, linestyle=":")
+        axis.set(xscale="log", xlabel="weights N", title=rule)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("regret, % of the best validation loss")
+    _legend(figure, results)
+    return figure
+
+
+def _legend(figure: Any, results: Sequence[Result]) -> None:
+    from matplotlib.lines import Line2D
+
+    problems = dict.fromkeys(g[0] for g in groups(results))
+    handles = [Line2D([], [], color=COLORS[p], label=PROBLEMS[p]) for p in problems]
+    gray = {"color": "gray"}
+    handles += [
+        Line2D([], [], **gray, linestyle="-", label="SGD"),
+        Line2D([], [], **gray, linestyle="--", label="Adam"),
+        Line2D([], [], **gray, marker="o", linestyle="", label="clean"),
+        Line2D([], [], **gray, marker="x", linestyle="", label="20 % wrong labels"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=7, frameon=False)

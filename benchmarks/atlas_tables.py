@@ -1,0 +1,463 @@
+"""What the cells of the atlas say: the tables and sentences of docs/atlas.md.
+
+Everything between ``<!-- atlas: NAME -->`` and ``<!-- end -->`` in that page is made
+here from the JSON files of the finished cells, and so are the figures beside it::
+
+    python benchmarks/atlas.py --tables
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import pathlib
+import re
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import atlas
+
+from keras_scaled_l2.experiments.plane import Point as PlanePoint
+from keras_scaled_l2.experiments.plane import best_pair, half_decades, means
+from keras_scaled_l2.experiments.results.curve import Curve, Sample, curve
+from keras_scaled_l2.experiments.results.scaling import (
+    Interval,
+    Sweep,
+    at,
+    exponent,
+    optimum,
+    regret,
+)
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "atlas.md"
+IMAGES = ROOT / "docs" / "images"
+POWERS = {"plain": 0.0, "power 0.25": 0.25, "power 0.5": 0.5, "power 1": 1.0}
+"""Rules constant within a model -> the power of the weights that divides c."""
+GOAL = 0.02
+MOMENTUM = 0.9
+PROBLEMS = {
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "mnist1d": "mnist1d",
+}
+Records = Mapping[PlanePoint, Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A finished cell."""
+
+    head: Mapping[str, Any]
+    l2: Records
+    dropout: Records
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """What cells that differ only in size have in common."""
+        names = ("problem", "examples", "noise", "optimizer", "architecture")
+        return tuple(self.head[name] for name in names)
+
+    @property
+    def weights(self) -> int:
+        """Trainable weights."""
+        return int(self.head["weights"])
+
+    def column(
+        self, records: Records, place: int | None, criterion: str, value: str = ""
+    ) -> tuple[dict[int, float], int]:
+        """Seed -> value at a strength's best learning rate, and its place.
+
+        Args:
+            records: Of L2 or of dropout.
+            place: Place of the strength.
+            criterion: What chooses the learning rate.
+            value: What to give; the criterion by default, accuracies as errors.
+        """
+        seeds = range(self.head["seeds"])
+        found = means(records, criterion, seeds)
+        _, rate = best_pair({p: v for p, v in found.items() if p[0] == place})
+        name = value or criterion
+        values = {}
+        for seed in seeds:
+            number = records[PlanePoint(place, rate, seed)][name]
+            number = math.nan if number is None else float(number)
+            values[seed] = 1.0 - number if "accuracy" in name else number
+        return values, rate
+
+    def places(self, records: Records, criterion: str) -> list[int | None]:
+        """Strengths that all seeds have."""
+        found = means(records, criterion, range(self.head["seeds"]))
+        return sorted({p for p, _ in found}, key=lambda k: -99 if k is None else k)
+
+    def sweep(self, criterion: str) -> Sweep:
+        """Coefficient -> seed -> value, lower is better."""
+        return Sweep(
+            self.weights,
+            {
+                0.0 if place is None else half_decades(place): self.column(
+                    self.l2, place, criterion
+                )[0]
+                for place in self.places(self.l2, criterion)
+            },
+        )
+
+    def curve(self, criterion: str = "loss") -> tuple[Curve, list[float]]:
+        """Statistics of the sweep, and its strengths."""
+        values = self.sweep(criterion).values
+        strengths = sorted(values)
+        samples = [
+            Sample(c, c, {(s, 0): v for s, v in values[c].items()}) for c in strengths
+        ]
+        return curve(samples), strengths
+
+    def best_place(self, records: Records, criterion: str) -> int | None:
+        """The strength with the lowest mean of all seeds."""
+        return best_pair(means(records, criterion, range(self.head["seeds"])))[0]
+
+    def folds(self) -> float | None:
+        """E-folds of the whole training at the best strength; of SGD alone."""
+        place = self.best_place(self.l2, "loss")
+        if self.head["optimizer"] != "sgd" or place is None:
+            return None
+        _, rate = self.column(self.l2, place, "loss")
+        steps = math.ceil(self.head["sets"]["train"] / self.head["batch_size"])
+        total = self.head["epochs"] * steps * half_decades(rate)
+        return 2.0 * half_decades(place) * total / (1.0 - MOMENTUM)
+
+    def gain(self, records: Records, value: str) -> float:
+        """What the strength that is best by validation loss gains over none.
+
+        Args:
+            records: Of L2 or of dropout.
+            value: ``loss`` or ``test_loss``.
+        """
+        place = self.best_place(records, "loss")
+        best, _ = self.column(records, place, "loss", value)
+        none, _ = self.column(self.l2, None, "loss", value)
+        return 1.0 - statistics.fmean(best.values()) / statistics.fmean(none.values())
+
+
+def load(folder: pathlib.Path = atlas.FOLDER) -> list[Result]:
+    """The finished cells, by group and size."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        head, records = atlas.read(path)
+        if head["finished"]:
+            parts: dict[str, dict[PlanePoint, Any]] = {"l2": {}, "dropout": {}}
+            for point, record in records.items():
+                parts[point.kind][PlanePoint(*point[1:])] = record
+            found.append(Result(head, **parts))
+    order = list(PROBLEMS)
+    return sorted(
+        found,
+        key=lambda r: (order.index(r.group[0]), *r.group[1:3], r.group[3], r.weights),
+    )
+
+
+def groups(results: Iterable[Result]) -> dict[tuple[Any, ...], list[Result]]:
+    """Cells that differ only in size, the smallest first."""
+    return {k: list(g) for k, g in itertools.groupby(results, key=lambda r: r.group)}
+
+
+def title(group: tuple[Any, ...]) -> str:
+    """A group in words."""
+    problem, examples, noise, optimizer, architecture = group
+    labels = f"{noise:.0%} wrong labels" if noise else "clean"
+    kind = "" if architecture == "dense" else f", {architecture}"
+    name = {"sgd": "SGD", "adam": "Adam"}[optimizer]
+    return f"{PROBLEMS[problem]}, {examples:,} examples, {labels}, {name}{kind}"
+
+
+def tables(results: Sequence[Result]) -> dict[str, str]:
+    """Name -> what stands under it in the page."""
+    return {
+        "measured": _measured(results),
+        "answer": _answer(results),
+        "exponents": _exponents(results),
+        "regrets": _regrets(results),
+        "suggested": _suggested(results),
+        "question": _question(results),
+        "cells": _cells(results),
+    }
+
+
+def render(page: str, made: Mapping[str, str]) -> str:
+    """The page with its marked parts made anew.
+
+    Raises:
+        KeyError: If a mark has a name that is not known.
+    """
+    pattern = re.compile(r"(<!-- atlas: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda m: f"{m[1]}{made[m[2]]}\n{m[3]}", page)
+
+
+def _suggested(results: Sequence[Result]) -> str:
+    """Regret of c for so many e-folds at the learning rate of the best strength."""
+    sgd = [r for r in results if r.head["optimizer"] == "sgd"]
+    rows = []
+    for folds in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
+        found = [_regret_of_folds(r, folds) for r in sgd]
+        values = [r.value for r in found]
+        rows.append(
+            [
+                f"{folds:g}",
+                *(f"{100 * f(values):.1f} %" for f in (statistics.median, max)),
+                f"{sum(v <= GOAL for v in values)} of {len(values)}",
+                f"{sum(r.low is not None and r.low > GOAL for r in found)}",
+            ]
+        )
+    head = ["E", "median regret", "largest", "at most 2 %", "surely more"]
+    return _table(head, rows)
+
+
+def _regret_of_folds(result: Result, folds: float) -> Interval:
+    place = result.best_place(result.l2, "loss")
+    _, rate = result.column(result.l2, place, "loss")
+    steps = math.ceil(result.head["sets"]["train"] / result.head["batch_size"])
+    total = result.head["epochs"] * steps * half_decades(rate)
+    sweep = result.sweep("loss")
+    values, _ = at(sweep, folds * (1.0 - MOMENTUM) / (2.0 * total))
+    return regret(sweep, values, share=True)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    ruler = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ruler, *rows))
+
+
+def _measured(results: Sequence[Result]) -> str:
+    everything = atlas.cells()
+    trainings = sum(len(r.l2) + len(r.dropout) for r in results)
+    hours = sum(r.head["seconds"] for r in results) / 3600
+    dates = sorted({r.head["date"] for r in results})
+    lines = [
+        f"- {len(results)} cells of {len(everything)} that the plan has for dense "
+        f"networks are finished: {trainings:,} trainings, {hours:.1f} hours on "
+        f"{' and '.join(sorted({r.head['device'] for r in results}))} that others "
+        f"used as well ({', '.join(dates)})."
+    ]
+    for group, cells in groups(results).items():
+        sizes = ", ".join(f"{r.weights:,}" for r in cells)
+        lines.append(f"- {title(group)}: {sizes} weights.")
+    return "\n".join(lines)
+
+
+def _exponents(results: Sequence[Result]) -> str:
+    rows = []
+    for group, cells in groups(results).items():
+        if len(cells) < 2:
+            continue
+        row = [title(group), _sizes(cells)]
+        for criterion in ("loss", "accuracy", "last_loss"):
+            found = exponent([r.sweep(criterion) for r in cells])
+            row.append(_interval(found, ".2f") + (" *" if found.edge else ""))
+        rows.append(row)
+    head = ["", "weights", "loss, stopped early", "accuracy", "loss, last epoch"]
+    return _table(head, rows)
+
+
+def regret_rows(
+    results: Sequence[Result],
+) -> Iterator[tuple[tuple[Any, ...], int, dict[str, tuple[Interval, bool]]]]:
+    """Group, weights, and the regret of each rule, of all sizes but the smallest."""
+    for group, cells in groups(results).items():
+        first = cells[0].sweep("loss")
+        place = cells[0].best_place(cells[0].l2, "loss")
+        tuned = 0.0 if place is None else half_decades(place)
+        for result in cells[1:]:
+            sweep = result.sweep("loss")
+            found = {}
+            for rule, power in POWERS.items():
+                c = tuned * (first.weights / sweep.weights) ** power
+                values, beyond = at(sweep, c)
+                found[rule] = regret(sweep, values, share=True), beyond
+            yield group, result.weights, found
+
+
+def _regrets(results: Sequence[Result]) -> str:
+    rows = [
+        [title(group), f"{weights:,}", *(_percent(r) for r, _ in found.values())]
+        for group, weights, found in regret_rows(results)
+    ]
+    return _table(["", "weights", *POWERS], rows)
+
+
+def _answer(results: Sequence[Result]) -> str:
+    by_group = {g: cells for g, cells in groups(results).items() if len(cells) > 1}
+    slopes = {
+        g: exponent([r.sweep("loss") for r in cells]) for g, cells in by_group.items()
+    }
+    rows = list(regret_rows(results))
+    lines = [_slope_words(slopes)]
+    for rule in POWERS:
+        regrets = [found[rule][0] for *_, found in rows]
+        within = sum(r.value <= GOAL for r in regrets)
+        shown = sum(r.high is not None and r.high <= GOAL for r in regrets)
+        fails = sum(r.low is not None and r.low > GOAL for r in regrets)
+        worst = max(r.value for r in regrets)
+        lines.append(
+            f"- **{rule}**: regret at most 2 % in {within} of {len(regrets)} larger "
+            f"cells, shown by the interval in {shown}; surely more in {fails}; median "
+            f"{100 * statistics.median(r.value for r in regrets):.1f} %, largest "
+            f"{100 * worst:.0f} %."
+        )
+    lines += _matters(results)
+    return "\n".join(lines)
+
+
+def _slope_words(slopes: Mapping[Any, Interval]) -> str:
+    values = [s.value for s in slopes.values()]
+    below = sum(s.high is not None and s.high < 0 for s in slopes.values())
+    above = sum(s.low is not None and s.low > 0 for s in slopes.values())
+    return (
+        f"- The exponent a of best c ~ N^a lies between {min(values):.2f} and "
+        f"{max(values):.2f} in {len(values)} groups, median "
+        f"{statistics.median(values):.2f}: in the middle of the groups the best "
+        f"strength changes by a factor of {10 ** statistics.median(values):.2g} per "
+        f"decade of weights. The 95 % interval lies below 0 in {below}, above 0 in "
+        f"{above}, and holds 0 in {len(values) - below - above}."
+    )
+
+
+def _matters(results: Sequence[Result]) -> list[str]:
+    gains = {id(r): r.gain(r.l2, "loss") for r in results}
+    small = [r for r in results if gains[id(r)] < GOAL]
+    dropouts = {id(r): r.gain(r.dropout, "loss") for r in results}
+    better = [r for r in results if dropouts[id(r)] > gains[id(r)]]
+    clear = [r for r in better if _dropout_interval(r).high < 0]
+    worse = [r for r in results if _dropout_interval(r).low > 0]
+    edge = [r for r in results if optimum(r.sweep("loss")).edge]
+    return [
+        f"- L2 lowers the validation loss by {100 * min(gains.values()):.1f} to "
+        f"{100 * max(gains.values()):.1f} %, by less than 2 % in {len(small)} of "
+        f"{len(results)} cells: there nothing matters.",
+        f"- Dropout gains more than L2 in {len(better)} of {len(results)} cells; the "
+        f"paired interval shows it in {len(clear)}, and shows L2 to be better in "
+        f"{len(worse)}.",
+        f"- In {len(edge)} cells no penalty is best, or the best lies at an end of the "
+        "sweep.",
+    ]
+
+
+def _dropout_interval(result: Result) -> Interval:
+    """Loss under the best dropout minus loss under the best L2, seed by seed."""
+    from keras_scaled_l2.experiments.results.spread import mean_std
+
+    columns = [
+        result.column(records, result.best_place(records, "loss"), "loss")[0]
+        for records in (result.dropout, result.l2)
+    ]
+    found = mean_std([columns[0][s] - columns[1][s] for s in columns[0]])
+    assert found.mean is not None
+    return Interval(found.mean, found.low, found.high)
+
+
+def _question(results: Sequence[Result]) -> str:
+    lines = []
+    for words, values in (
+        ("c = 0.01 (`L2(0.01)`)", lambda m: (0.01,)),
+        ("some c from 0.01 to 0.4", lambda m: (0.01, 0.4)),
+        ("lambda = 0.01 in lambda / (2m)", lambda m: (0.005 / m,)),
+        (
+            "some lambda from 0.01 to 0.4 in lambda / (2m)",
+            lambda m: (0.005 / m, 0.2 / m),
+        ),
+        ("lambda = 0.01 over the number of weights", lambda m: (None,)),
+    ):
+        inside = [r for r in results if _on_plateau(r, values)]
+        names = {title(r.group) for r in inside}
+        lines.append(
+            f"- {words}: on the plateau of {len(inside)} of {len(results)} cells"
+            + (f" ({len(names)} groups)." if inside else ".")
+        )
+    return "\n".join(lines)
+
+
+def _on_plateau(result: Result, values: Any) -> bool:
+    """Whether a part of what is asked for lies on the plateau."""
+    found, _ = result.curve()
+    low, high = found.plateau
+    asked = values(result.head["sets"]["train"])
+    asked = [0.01 / result.weights if v is None else v for v in asked]
+    return max(asked) >= low and min(asked) <= high
+
+
+def _cells(results: Sequence[Result]) -> str:
+    parts = []
+    head = [
+        *("weights", "best c", "plateau", "learning rate", "e-folds"),
+        *("half-life, epochs", "gain", "test gain", "dropout", "its gain"),
+        *("best c, accuracy", "best c, last epoch"),
+    ]
+    for group, cells in groups(results).items():
+        rows = [_row(result) for result in cells]
+        parts.append(f"**{title(group)}**\n\n{_table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def _row(result: Result) -> list[str]:
+    found, _ = result.curve()
+    best = optimum(result.sweep("loss"))
+    low, high = found.plateau
+    place = result.best_place(result.l2, "loss")
+    folds = result.folds()
+    rate = half_decades(result.column(result.l2, place, "loss")[1])
+    life = "-"
+    if folds:
+        life = f"{math.log(2) * result.head['epochs'] / folds:.2g}"
+    others = [
+        optimum(result.sweep(criterion)) for criterion in ("accuracy", "last_loss")
+    ]
+    dropout = result.best_place(result.dropout, "loss") or 0
+    return [
+        f"{result.weights:,}",
+        _interval(best, ".1e") + (" *" if best.edge else ""),
+        f"{_strength(low)} to {_strength(high)}",
+        f"{rate:.2g}",
+        "-" if folds is None else f"{folds:.2g}",
+        life,
+        f"{100 * result.gain(result.l2, 'loss'):.1f} %",
+        f"{100 * result.gain(result.l2, 'test_loss'):.1f} %",
+        f"{dropout / 10:g}",
+        f"{100 * result.gain(result.dropout, 'loss'):.1f} %",
+        *(f"{o.value:.1e}{' *' if o.edge else ''}" for o in others),
+    ]
+
+
+def _strength(c: float) -> str:
+    return f"{c:.1e}" if c else "none"
+
+
+def _sizes(cells: Sequence[Result]) -> str:
+    return f"{cells[0].weights:,} to {cells[-1].weights:,}"
+
+
+def _interval(found: Interval, spec: str) -> str:
+    text = f"{found.value:{spec}}"
+    if found.low is None or found.high is None:
+        return text
+    return f"{text} ({found.low:{spec}} to {found.high:{spec}})"
+
+
+def _percent(found: Interval) -> str:
+    value = f"{100 * found.value:.1f} %"
+    if found.low is None or found.high is None:
+        return value
+    return f"{value} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+
+
+def main() -> None:
+    """Make the page's tables and the figures."""
+    import atlas_figures
+
+    results = load()
+    made = tables(results)
+    PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
+    atlas_figures.draw(results, IMAGES)
+
+
+if __name__ == "__main__":
+    main()

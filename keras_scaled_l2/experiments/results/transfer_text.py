@@ -1,0 +1,152 @@
+"""A transfer in words: findings, table and Markdown."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from keras_scaled_l2.experiments.results.scaling import Interval
+
+if TYPE_CHECKING:
+    from keras_scaled_l2.experiments.results.transferring import (
+        Regret,
+        RuleTransfer,
+        TransferResult,
+    )
+
+GOAL = 0.02
+"""A rule that loses no more than 2 % is called one that transfers."""
+_WORDS = {"data_loss": "validation data loss", "accuracy": "validation accuracy"}
+
+
+def findings(result: TransferResult) -> list[str]:
+    """What the intervals support, the answer first."""
+    lines = []
+    for criterion, exponent in result.exponents.items():
+        lines.append(_rules(result, criterion))
+        lines.append(_exponent(criterion, exponent))
+    weak = [size for size in result.sizes if size.gain["data_loss"] < GOAL]
+    if weak:
+        lines.append(
+            f"At {_sizes([size.weights for size in weak])} the best penalty gains less "
+            "than 2 % of the validation data loss over none: there the strength hardly "
+            "matters."
+        )
+    return lines
+
+
+def _rules(result: TransferResult, criterion: str) -> str:
+    rules = [rule for rule in result.rules if rule.criterion == criterion]
+    good = [rule.rule for rule in rules if _transfers(rule)]
+    bad = [rule.rule for rule in rules if _fails(rule)]
+    by = _WORDS[criterion]
+    what = "2 %" if criterion == "data_loss" else "2 percentage points"
+    if good:
+        text = (
+            f"By {by} these lose at most {what} at every larger size, the upper ends "
+            f"of the 95 % intervals included: {', '.join(good)}."
+        )
+    else:
+        text = (
+            f"By {by} of no rule it is shown that the strength of the smallest size "
+            f"loses at most {what} at every larger size: tune anew."
+        )
+    if bad:
+        text += f" More than {what} is lost for sure somewhere by: {', '.join(bad)}."
+    return text
+
+
+def _transfers(rule: RuleTransfer) -> bool:
+    return all(
+        r.high is not None and r.high <= GOAL and not r.beyond for r in rule.regrets[1:]
+    )
+
+
+def _fails(rule: RuleTransfer) -> bool:
+    return any(r.low is not None and r.low > GOAL for r in rule.regrets[1:])
+
+
+def _exponent(criterion: str, exponent: Interval) -> str:
+    text = f"By {_WORDS[criterion]} the best c goes with N to the power "
+    text += f"{exponent.value:.2f}{_ends(exponent, '.2f')}"
+    if exponent.low is not None and exponent.high is not None:
+        zero = exponent.low <= 0 <= exponent.high
+        text += ", which cannot be told from 0" if zero else ""
+    if exponent.edge:
+        text += "; at some size the best lies at an end of the sweep or is no penalty"
+    return f"{text}."
+
+
+def as_text(result: TransferResult) -> str:
+    """Table and findings for a terminal."""
+    rows = list(_rows(result))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    words = [
+        textwrap.fill(line, 88, initial_indent="- ", subsequent_indent="  ")
+        for line in result.findings
+    ]
+    return "\n".join([textwrap.fill(_setting(result), 88), "", *lines, "", *words])
+
+
+def as_markdown(result: TransferResult) -> str:
+    """The same as Markdown."""
+    head, *rows = _rows(result)
+    lines = [head, ["---"] * len(head), *rows]
+    table = [f"| {' | '.join(row)} |" for row in lines]
+    words = [f"- {line}" for line in result.findings]
+    return "\n".join([_setting(result), "", *table, "", *words, ""])
+
+
+def _rows(result: TransferResult) -> Iterator[Sequence[str]]:
+    yield ["", "criterion", *(f"{size.weights:,}" for size in result.sizes)]
+    for name in result.exponents:
+        best = [_best(size.best[name]) for size in result.sizes]
+        yield ["best c", name, *best]
+        gains = [f"{100 * size.gain[name]:.1f} %" for size in result.sizes]
+        yield ["gain over none", name, *gains]
+    for rule in result.rules:
+        cells = [_regret(regret) for regret in rule.regrets]
+        yield [f"regret of {rule.rule}", rule.criterion, *cells]
+
+
+def _best(best: Interval) -> str:
+    mark = " at the edge" if best.edge else ""
+    return f"{best.value:.2g}{_ends(best, '.2g')}{mark}"
+
+
+def _regret(regret: Regret) -> str:
+    more = "more than " if regret.beyond else ""
+    text = f"{more}{100 * regret.value:.1f} %"
+    if regret.low is None or regret.high is None:
+        return text
+    return f"{text} ({100 * regret.low:.1f} to {100 * regret.high:.1f})"
+
+
+def _ends(value: Interval, spec: str) -> str:
+    if value.low is None or value.high is None or math.isnan(value.low):
+        return ""
+    return f" ({value.low:{spec}} to {value.high:{spec}})"
+
+
+def _setting(result: TransferResult) -> str:
+    samples = result.samples["train"]
+    return (
+        f"{result.problem}, {samples:,} training examples, {result.model}, "
+        f"{result.optimizer['class_name']} with the learning rate tuned beside each "
+        f"strength, at most {result.epochs} epochs of batches of {result.batch_size}, "
+        f"{len(result.seeds)} seeds, {result.steps:,} steps. Regrets are those of the "
+        "strength that is best at the smallest size, against the best of a sweep at "
+        "each size, with 95 % intervals: shares of the data loss, percentage points of "
+        "the accuracy."
+    )
+
+
+def _sizes(weights: Sequence[int]) -> str:
+    return f"{', '.join(f'{n:,}' for n in weights)} weights"

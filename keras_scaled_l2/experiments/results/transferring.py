@@ -1,0 +1,242 @@
+"""What a transfer found: frozen, serializable, format 1 of transfer.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.results import transfer_text
+from keras_scaled_l2.experiments.results.scaling import Interval
+
+FORMAT = 1
+"""Format of transfer.json; fields may be added to a format, never renamed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferJob:
+    """One training.
+
+    Args:
+        seed: Seed of split, initial weights and batch order.
+        data_loss: On the validation data, at the epoch where it was lowest.
+        accuracy: The same; ``None`` for a regression.
+        best_epoch: That epoch, from 1.
+        steps: Steps that were trained.
+    """
+
+    seed: int
+    data_loss: float
+    accuracy: float | None
+    best_epoch: int
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferPoint:
+    """A strength at a learning rate.
+
+    Args:
+        rule: The rule.
+        strength: As the rule counts it; where it is a time, the coefficient or decay
+            that it comes to. 0 is no penalty.
+        coefficient: Smallest and largest ``c`` on the weights.
+        weight_decay: Decoupled decay.
+        learning_rate: The learning rate.
+        jobs: The trainings.
+    """
+
+    rule: str
+    strength: float
+    coefficient: tuple[float, float]
+    weight_decay: float
+    learning_rate: float
+    jobs: tuple[TransferJob, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferSize:
+    """A network of the family.
+
+    Args:
+        width: Its width.
+        weights: Number of its trainable weights.
+        architecture: The network in one line.
+        best: Criterion -> the best coefficient with its interval.
+        gain: Criterion -> what the best coefficient gains over no penalty.
+        points: What was trained.
+    """
+
+    width: int
+    weights: int
+    architecture: str
+    best: Mapping[str, Interval]
+    gain: Mapping[str, float]
+    points: tuple[TransferPoint, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Regret:
+    """What a rule loses at one size against the best of the sweep there.
+
+    Args:
+        weights: Number of trainable weights.
+        strength: Coefficient or decay there; ``None`` where it differs by tensor.
+        value: The regret: of the data loss as a share of the best, of the accuracy as
+            a difference.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        beyond: Whether the strength lies above the whole sweep: the regret is more.
+    """
+
+    weights: int
+    strength: float | None
+    value: float
+    low: float | None
+    high: float | None
+    beyond: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleTransfer:
+    """A rule's strength, tuned at the smallest size and taken along.
+
+    Args:
+        rule: The rule.
+        criterion: ``"data_loss"`` or ``"accuracy"``, by which it was tuned.
+        strength: That of the smallest size, as the rule counts it.
+        regrets: By size, the smallest first.
+    """
+
+    rule: str
+    criterion: str
+    strength: float
+    regrets: tuple[Regret, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferResult:
+    """What a transfer found; the fields are those of transfer.json.
+
+    Args:
+        problem: Name of the problem.
+        model: The family.
+        optimizer: Class and config, but for the learning rate, which is tuned.
+        samples: Number of examples by set.
+        epochs: Epochs of a training, at most.
+        batch_size: Examples of a step.
+        seeds: The seeds.
+        steps: Steps that were trained in all.
+        sizes: From the smallest network to the largest.
+        rules: The rules by criterion.
+        exponents: Criterion -> the a of best c ~ N**a.
+        findings: In words.
+    """
+
+    problem: str
+    model: str
+    optimizer: Mapping[str, Any]
+    samples: Mapping[str, int]
+    epochs: int
+    batch_size: int
+    seeds: tuple[int, ...]
+    steps: int
+    sizes: tuple[TransferSize, ...]
+    rules: tuple[RuleTransfer, ...]
+    exponents: Mapping[str, Interval]
+    findings: tuple[str, ...] = ()
+
+    def __getitem__(self, key: tuple[str, str]) -> RuleTransfer:
+        """The transfer of a rule by a criterion."""
+        for found in self.rules:
+            if (found.rule, found.criterion) == key:
+                return found
+        raise KeyError(key)
+
+    def table(self) -> str:
+        """Best strengths and regrets as text, with the findings."""
+        return transfer_text.as_text(self)
+
+    def to_markdown(self) -> str:
+        """The same as Markdown."""
+        return transfer_text.as_markdown(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What stands in transfer.json."""
+        return {"format": FORMAT, **_plain(dataclasses.asdict(self))}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The result of a transfer.json; fields that are not known are left out.
+
+        Raises:
+            InputError: If it is of another format.
+        """
+        if data.get("format") != FORMAT:
+            raise InputError(
+                f"transfer of format {data.get('format')!r}: expected format {FORMAT}, "
+                "as this version of keras_scaled_l2 writes it."
+            )
+        made: Self = _known(
+            cls,
+            {
+                **data,
+                "seeds": tuple(data["seeds"]),
+                "sizes": tuple(_size(size) for size in data["sizes"]),
+                "rules": tuple(
+                    _known(
+                        RuleTransfer,
+                        {**rule, "regrets": _all(Regret, rule["regrets"])},
+                    )
+                    for rule in data["rules"]
+                ),
+                "exponents": _intervals(data["exponents"]),
+                "findings": tuple(data["findings"]),
+            },
+        )
+        return made
+
+
+def _size(data: Mapping[str, Any]) -> TransferSize:
+    points = tuple(
+        _known(
+            TransferPoint,
+            {
+                **point,
+                "coefficient": tuple(point["coefficient"]),
+                "jobs": _all(TransferJob, point["jobs"]),
+            },
+        )
+        for point in data["points"]
+    )
+    best = _intervals(data["best"])
+    size: TransferSize = _known(TransferSize, {**data, "best": best, "points": points})
+    return size
+
+
+def _intervals(data: Mapping[str, Any]) -> dict[str, Interval]:
+    return {name: _known(Interval, value) for name, value in data.items()}
+
+
+def _all(cls: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
+    return tuple(_known(cls, row) for row in rows)
+
+
+def _known(cls: Any, data: Mapping[str, Any]) -> Any:
+    given = {}
+    for field in dataclasses.fields(cls):
+        if field.name in data:
+            value = data[field.name]
+            # JSON has no NaN: it was written as null.
+            given[field.name] = (
+                math.nan if value is None and field.type == "float" else value
+            )
+    return cls(**given)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

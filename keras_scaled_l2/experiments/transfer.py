@@ -1,0 +1,273 @@
+"""The same strength at other sizes: what each rule loses by it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from keras_scaled_l2.experiments import architectures
+from keras_scaled_l2.experiments.coefficients import penalizable
+from keras_scaled_l2.experiments.engine import Engine, Job, Trained
+from keras_scaled_l2.experiments.errors import InputError, require
+from keras_scaled_l2.experiments.families import Family
+from keras_scaled_l2.experiments.interrupts import kept_interrupt
+from keras_scaled_l2.experiments.naming import paths
+from keras_scaled_l2.experiments.plane import Plane, Point, half_decades, next_points
+from keras_scaled_l2.experiments.problems import Problem
+from keras_scaled_l2.experiments.results.files import finite, write_json, write_text
+from keras_scaled_l2.experiments.results.transferring import TransferResult
+from keras_scaled_l2.experiments.transfer_lines import Key, Line
+from keras_scaled_l2.experiments.transfer_plan import TransferPlan, make_transfer_plan
+from keras_scaled_l2.experiments.transfer_result import (
+    Records,
+    best_places,
+    make_result,
+    points_of,
+)
+from keras_scaled_l2.experiments.tuner import Say, print_line, say_nothing
+
+
+def transfer(
+    model: Family = "dense",
+    problem: str | os.PathLike[str] | Problem = "mnist5k",
+    rules: Sequence[str] | None = None,
+    *,
+    sizes: Sequence[int] | None = None,
+    widths: Sequence[int] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    optimizer: str = "sgd",
+    patience: int | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> TransferResult:
+    """Tune a strength on a small network, and say what it loses on larger ones.
+
+    Strength and learning rate are tuned together (see ``plane``) on the smallest
+    network of a family under each rule. The strength is taken to the larger ones, where
+    the learning rate is tuned anew, and compared with the best of a sweep over the
+    coefficient at that size. One sweep serves all rules that are constant within a
+    model, since those differ by a factor that is known beforehand; between two of its
+    coefficients the loss is taken to be straight in log c. Data loss and accuracy are
+    each tuned and judged by themselves.
+
+    Args:
+        model: ``"dense"``, ``"conv"`` or ``"residual"`` (with batch normalization),
+            ``"module:function"``, or a function of a width that makes a built model.
+        problem: As in ``compare``.
+        rules: Of ``l2`` (the same coefficient), ``model-0.25``, ``model-0.5`` and
+            ``model-1`` (divided by this power of the model's penalized weights),
+            ``sample`` (``SampleL2``, the same as ``l2`` where the number of examples
+            stays), ``half-life`` (``HalfLifeL2``: the coefficient goes with the
+            reciprocal of the learning rate; SGD only), ``scaled`` (``ScaledL2`` by
+            tensor), ``prior`` (``PriorL2``, by fan-in) and ``decay`` (the optimizer's
+            decoupled decay, of the same half-life). Default: all that fit.
+        sizes: Trainable weights of the networks, about, from the smallest to the
+            largest; 20 000, 70 000, 200 000 and 670 000 by default.
+        widths: Their widths instead, for a function of your own.
+        seeds: Number of seeds, or seeds, at least 2; 3 by default.
+        epochs: Epochs of a training, at most; as in ``compare`` by default.
+        batch_size: Examples of a step; likewise.
+        optimizer: ``"sgd"`` (with momentum 0.9) or ``"adam"``; the learning rate is
+            tuned.
+        patience: Epochs without a lower validation data loss after which a training
+            stops and goes back to the best; 4 by default.
+        directory: Where trainings and result go; the same call goes on where it was
+            stopped. ``None`` writes nothing.
+        progress: Whether to say on standard error what is being trained.
+
+    Raises:
+        InputError: Before any training, if something that was asked for cannot be
+            done, or the directory holds a transfer of another configuration.
+
+    Example:
+        ``print(transfer(problem="digits", sizes=(2000, 8000)).table())``
+    """
+    plan = make_transfer_plan(
+        model,
+        problem,
+        rules,
+        sizes=sizes,
+        widths=widths,
+        seeds=seeds,
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        patience=patience,
+        directory=directory,
+    )
+    say: Say = print_line if progress else say_nothing
+    with _locked(plan.directory), kept_interrupt() as check:
+        result = _Transfer(plan, say, check).run()
+    if plan.directory is not None:
+        write_json(plan.directory / "transfer.json", result.to_dict())
+        write_text(plan.directory / "transfer.md", result.to_markdown())
+    return result
+
+
+class _Transfer:
+    """A plan that only needs to be trained."""
+
+    def __init__(self, plan: TransferPlan, say: Say, check: Callable[[], None]) -> None:
+        self.plan, self._say, self._check = plan, say, check
+        self._journal = _Journal(plan)
+
+    def run(self) -> TransferResult:
+        """Train what is not finished yet; the smallest size chooses the strengths."""
+        plan = self.plan
+        chosen: dict[str, dict[str, Any]] = {}
+        for size, member in enumerate(plan.members):
+            self._say(f"{member.architecture.name}: {member.weights:,} weights")
+            engine: list[Engine] = []
+            for rule in plan.lines:
+                line = plan.line(rule, size)
+                for plane in self._planes(line, size, chosen.get(rule)):
+                    self._search(line, size, plane, engine)
+                if size == 0:
+                    records = self._journal.of(size)
+                    chosen[rule] = best_places(plan, line, records)
+        return make_result(plan, [self._journal.of(i) for i in range(len(plan.plans))])
+
+    def _planes(
+        self, line: Line, size: int, chosen: Mapping[str, Any] | None
+    ) -> list[Plane]:
+        if chosen is None or line.rule == "l2":
+            return [self.plan.plane(line)]
+        return [self.plan.at(place) for place in dict.fromkeys(chosen.values())]
+
+    def _search(
+        self, line: Line, size: int, plane: Plane, engine: list[Engine]
+    ) -> None:
+        seeds = self.plan.seeds
+        while True:
+            self._check()
+            records = self._journal.of(size)
+            known = {p: r for p, r in points_of(line, records, seeds) if p in plane}
+            points = next_points(known, plane)
+            if not points:
+                return
+            self._say(f"  {line.rule}: {len(points)} trainings")
+            if not engine:
+                # Not compiled where everything is finished.
+                engine.append(self._engine(size))
+            jobs = [self._job(line, size, point) for point in points]
+
+            def stop(place: int, curves: Any) -> bool:
+                self._check()
+                return False
+
+            for place, trained in engine[0].train(jobs, stop=stop):
+                point = points[place]
+                key = line.key(point.place, point.rate)
+                self._journal.add(size, key, seeds[point.seed], _record(trained))
+
+    def _engine(self, size: int) -> Engine:
+        plan = self.plan.plans[size]
+        network = plan.architecture.build(plan.seeds[0])
+        path, chosen = paths(network), penalizable(plan.network)
+        return Engine(
+            network,
+            weights=network.weights,
+            penalties={
+                path[id(v)]: v for v in network.weights if path[id(v)] in chosen
+            },
+            problem=plan.problem,
+            optimizer=plan.optimizer.make(),
+            batch_size=plan.batch_size,
+            decays="decay" in self.plan.rules,
+        )
+
+    def _job(self, line: Line, size: int, point: Point) -> Job:
+        plan, seed = self.plan.plans[size], self.plan.seeds[point.seed]
+        setting = line.setting(point.place, point.rate)
+        return Job(
+            problem=self.plan.data(seed),
+            initial=architectures.initial_weights(plan.architecture.build(seed)),
+            coefficients=setting.coefficients,
+            seed=seed,
+            epochs=plan.epochs,
+            weight_decay=setting.weight_decay,
+            learning_rate=half_decades(point.rate),
+            patience=plan.patience,
+        )
+
+
+def _record(trained: Trained) -> dict[str, Any]:
+    curves, kept = trained.curves, trained.kept_epoch - 1
+    accuracies = curves.get("val_accuracy")
+    return {
+        "loss": float(curves["val_data_loss"][kept]),
+        "accuracy": None if accuracies is None else float(accuracies[kept]),
+        "best_epoch": trained.best_epoch,
+        "steps": trained.steps,
+    }
+
+
+class _Journal:
+    """Trainings by size, a line of a file for each: what is written stays."""
+
+    def __init__(self, plan: TransferPlan) -> None:
+        self._records: list[Records] = [{} for _ in plan.plans]
+        self._path: pathlib.Path | None = None
+        if plan.directory is not None:
+            self._path = plan.directory / "trainings.jsonl"
+            self._read(plan)
+
+    def of(self, size: int) -> Records:
+        """The trainings of a size."""
+        return self._records[size]
+
+    def add(self, size: int, key: Key, seed: int, record: dict[str, Any]) -> None:
+        """Note a training."""
+        self._records[size][key, seed] = record
+        if self._path is not None:
+            line = json.dumps(finite([size, key, seed, record]))
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+
+    def _read(self, plan: TransferPlan) -> None:
+        assert self._path is not None
+        # As JSON gives it back.
+        wanted = json.loads(json.dumps(finite(plan.configuration())))
+        if not self._path.exists():
+            write_text(self._path, json.dumps(wanted) + "\n")
+            return
+        text = self._path.read_text(encoding="utf-8")
+        head, *lines = text.split("\n")
+        if json.loads(head) != wanted:
+            raise InputError(
+                f"directory {os.fspath(self._path.parent)!r} holds a transfer of "
+                "another configuration: expected the same call. Give another "
+                "directory, or delete it."
+            )
+        if lines[-1]:
+            # Killed while it wrote.
+            write_text(self._path, text.removesuffix(lines[-1]))
+        for line in lines[:-1]:
+            size, (kind, place, rate), seed, record = json.loads(line)
+            self._records[size][(kind, place, rate), seed] = record
+
+
+@contextlib.contextmanager
+def _locked(directory: pathlib.Path | None) -> Iterator[None]:
+    if directory is None:
+        yield
+        return
+    filelock = require("filelock", "a transfer with a directory")
+    lock = filelock.FileLock(directory / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise InputError(
+            f"directory {os.fspath(directory)!r} is in use by another transfer that is "
+            "running: wait for it, or give another directory."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

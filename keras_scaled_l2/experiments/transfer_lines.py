@@ -1,0 +1,135 @@
+"""What the strengths of a rule are at each size of a family."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_scaled_l2.counts import elements
+from keras_scaled_l2.experiments.axis import Axis, Setting, make_axis
+from keras_scaled_l2.experiments.coefficients import penalizable
+from keras_scaled_l2.experiments.plan import Plan
+from keras_scaled_l2.experiments.plane import COARSE, half_decades
+from keras_scaled_l2.experiments.search import Place
+
+SWEEP = "l2"
+"""The rule whose sweep at every size serves all that are constant within a model."""
+POWERS = {
+    "l2": 0.0,
+    "sample": 0.0,
+    "model-0.25": 0.25,
+    "model-0.5": 0.5,
+    "model-1": 1.0,
+}
+"""Rules constant within a model -> the power of its weights that divides c.
+
+``SampleL2`` divides by the number of examples, which is the same at every size.
+"""
+WITH_RATE = ("half-life", "decay")
+"""Rules whose strength is a time: what they add to a step goes with the rate."""
+OWN = ("half-life", "scaled", "prior", "decay")
+"""Rules with trainings of their own."""
+RULES = (*POWERS, *OWN)
+_COARSE: Mapping[str, tuple[Place, ...]] = {
+    # c times the learning rate, and the decay times it.
+    "half-life": (None, -11, -9, -7, -5),
+    "decay": (None, -11, -9, -7, -5),
+}
+BOUNDS = (-15, 2)
+
+Key = tuple[str, Place, int]
+"""Kind, place and place of the learning rate: the same training for the same key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """The strengths of a rule at one size.
+
+    A place is half a decade of the mean coefficient; where the strength is a time, of
+    the coefficient (of the decay) times the learning rate.
+
+    Args:
+        rule: The rule.
+        penalized: Names of the weights with a penalty.
+        small: Axis at the smallest size, which gives a place its strength.
+        here: Axis at this size, which gives a strength its coefficients.
+        sizes: Elements by name, at the smallest size.
+    """
+
+    rule: str
+    penalized: tuple[str, ...]
+    small: Axis | None = None
+    here: Axis | None = None
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def coarse(self) -> tuple[Place, ...]:
+        """Where a search begins."""
+        return _COARSE.get(self.rule, COARSE)
+
+    def key(self, place: Place, rate: int) -> Key:
+        """What a training is known by."""
+        if place is None:
+            return SWEEP, None, rate
+        if self.rule in WITH_RATE:
+            kind = SWEEP if self.rule == "half-life" else self.rule
+            return kind, place - rate, rate
+        return self.rule, place, rate
+
+    def strength(self, place: Place) -> float:
+        """The strength of a place, as the rule counts it; 0 is no penalty."""
+        if place is None:
+            return 0.0
+        if self.small is None:
+            return half_decades(place)
+        reference = self.small.reference
+        total = sum(self.sizes[path] * c for path, c in reference.items())
+        factor = half_decades(place) / (total / sum(self.sizes.values()))
+        return float(f"{self.small.unit * factor ** (1 / self.small.power):.3g}")
+
+    def setting(self, place: Place, rate: int) -> Setting:
+        """What to train with."""
+        if place is None:
+            return Setting({})
+        if self.rule == "decay":
+            return Setting({}, half_decades(place - rate))
+        if self.here is not None:
+            return self.here.setting(self.strength(place))
+        shift = rate if self.rule == "half-life" else 0
+        return Setting(dict.fromkeys(self.penalized, half_decades(place - shift)))
+
+
+def make_line(rule: str, small: Plan, here: Plan) -> Line:
+    """The line of a rule at a size.
+
+    Args:
+        rule: One of ``OWN``, or ``SWEEP``.
+        small: Plan of the smallest size.
+        here: Plan of this size.
+
+    Raises:
+        InputError: If the rule does not fit network or optimizer.
+    """
+    names = tuple(penalizable(here.network))
+    if rule in (SWEEP, "decay"):
+        return Line(rule, names)
+    first, own = _axis(rule, small), _axis(rule, here)
+    if rule == "half-life":
+        return Line(rule, names)
+    sizes = {p: elements(v.shape) for p, v in penalizable(small.network).items()}
+    return Line(rule, names, first, own, sizes)
+
+
+def _axis(rule: str, plan: Plan) -> Axis:
+    optimizer: keras.optimizers.Optimizer = plan.optimizer.make()
+    given: dict[str, Any] = {
+        "network": plan.network,
+        "optimizer": optimizer,
+        "samples": plan.problem.samples["train"],
+        "batch_size": plan.batch_size,
+        "epochs": plan.epochs,
+    }
+    return make_axis(rule, **given)
