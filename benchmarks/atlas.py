@@ -217,36 +217,20 @@ class Trainer:
 def _engine(cell: Cell, problem: Any) -> tuple[Any, Any, list[str]]:
     import keras
 
-    from keras_scaled_l2.experiments.coefficients import penalizable
-    from keras_scaled_l2.experiments.engine import Engine
-    from keras_scaled_l2.experiments.naming import paths
-    from keras_scaled_l2.experiments.twin import (
-        VariableDropout,
-        derive,
-        matching_weights,
-    )
+    from keras_scaled_l2.experiments.engine import Engine, Parts
+    from keras_scaled_l2.experiments.program import make_parts
 
     architecture = make_architecture(cell, problem)
-    network = architecture.build(0)
-    variant = derive(network, 0.5, seed=0, dropout=VariableDropout)
-    twin = {id(v): t for v, t in matching_weights(network, variant)}
-    path, chosen = paths(network), penalizable(network)
-    penalties = {
-        path[id(v)]: twin[id(v)] for v in network.weights if path[id(v)] in chosen
-    }
-    optimizer: Any = keras.optimizers.SGD(0.1, momentum=0.9)
-    if cell.optimizer == "adam":
-        optimizer = keras.optimizers.Adam(0.001)
-    engine = Engine(
-        variant,
-        weights=[twin[id(v)] for v in network.weights],
-        penalties=penalties,
-        problem=problem,
-        optimizer=optimizer,
-        batch_size=BATCH_SIZE,
-    )
+
+    def parts() -> Parts:
+        optimizer: Any = keras.optimizers.SGD(0.1, momentum=0.9)
+        if cell.optimizer == "adam":
+            optimizer = keras.optimizers.Adam(0.001)
+        return make_parts(architecture.build(0), optimizer, drops=True)
+
+    engine = Engine(parts, problem=problem, batch_size=BATCH_SIZE)
     engine.warm_up(problem)
-    return engine, architecture, list(penalties)
+    return engine, architecture, engine.names
 
 
 def make_architecture(cell: Cell, problem: Any) -> Any:

@@ -23,9 +23,9 @@ from keras import ops
 from keras_scaled_l2 import ApplyL2, EvidenceL2, attach, penalized, suggest
 from keras_scaled_l2.experiments.architectures import dense, initial_weights
 from keras_scaled_l2.experiments.arrays import checked
-from keras_scaled_l2.experiments.coefficients import penalizable
 from keras_scaled_l2.experiments.engine import Engine, Job
 from keras_scaled_l2.experiments.problems import Source, load_problem
+from keras_scaled_l2.experiments.program import make_parts
 from keras_scaled_l2.grams import RowFinder, gamma_of_all
 
 SAMPLES, BATCH, EPOCHS, SEEDS, BURN_IN = 1000, 64, 30, 5, 5
@@ -185,18 +185,14 @@ def sweep(engine, problem, size, seed, optimizer):
 
 
 def make_engine(problem, size, optimizer):
-    network = dense(problem, SIZES[size]).build(0)
     sgd = optimizer == "sgd"
-    plain = make_optimizer("sgd") if sgd else keras.optimizers.Adam(1e-3)
-    return Engine(
-        network,
-        weights=network.weights,
-        penalties=penalizable(network),
-        problem=problem,
-        optimizer=plain,
-        batch_size=BATCH,
-        decays=not sgd,
-    )
+
+    def parts():
+        network = dense(problem, SIZES[size]).build(0)
+        plain = make_optimizer("sgd") if sgd else keras.optimizers.Adam(1e-3)
+        return make_parts(network, plain, drops=False)
+
+    return Engine(parts, problem=problem, batch_size=BATCH, decays=not sgd)
 
 
 def measure(setting, path, fashion, pause):

@@ -8,9 +8,9 @@ import numpy as np
 from keras_scaled_l2.experiments.architectures import dense, initial_weights
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.coefficients import penalizable
-from keras_scaled_l2.experiments.engine import Engine, Job, Parts
+from keras_scaled_l2.experiments.engine import Engine, Job
 from keras_scaled_l2.experiments.problems import Source
-from keras_scaled_l2.experiments.twin import VariableDropout, derive, matching_weights
+from keras_scaled_l2.experiments.program import make_parts
 
 BATCH = 8
 OPTIMIZERS = {
@@ -51,18 +51,7 @@ def make_engine(
 
     def parts():
         made = make_network(problem) if network is None else network
-        made = made() if not isinstance(made, keras.Model) else made
-        twin = made
-        weight = {id(v): v for v in made.weights}
-        if drops:
-            twin = derive(made, 0.5, seed=0, dropout=VariableDropout)
-            weight = {id(v): t for v, t in matching_weights(made, twin)}
-        return Parts(
-            twin,
-            weights=[weight[id(v)] for v in made.weights],
-            penalties={p: weight[id(v)] for p, v in penalizable(made).items()},
-            optimizer=OPTIMIZERS[optimizer](),
-        )
+        return make_parts(made, OPTIMIZERS[optimizer](), drops=drops)
 
     if isinstance(network, keras.Model):
         options.setdefault("threads", 1)

@@ -31,7 +31,6 @@ from keras_scaled_l2.experiments.engine import (
     Watch,
 )
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
-from keras_scaled_l2.experiments.naming import paths
 from keras_scaled_l2.experiments.plan import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_EPOCHS,
@@ -43,6 +42,7 @@ from keras_scaled_l2.experiments.plan import (
     versions,
 )
 from keras_scaled_l2.experiments.problems import Problem
+from keras_scaled_l2.experiments.program import make_parts
 from keras_scaled_l2.experiments.progress import Progress, choose
 from keras_scaled_l2.experiments.results.comparison import Comparison
 from keras_scaled_l2.experiments.results.files import finite, write_json, write_text
@@ -55,7 +55,7 @@ from keras_scaled_l2.experiments.results.records import (
     Trial,
 )
 from keras_scaled_l2.experiments.storage import Store
-from keras_scaled_l2.experiments.twin import VariableDropout, derive, matching_weights
+from keras_scaled_l2.experiments.twin import derive
 
 TRIAL_SEED = 2**20
 """Trials start from other weights than the runs that count: luck is not chosen."""
@@ -388,22 +388,7 @@ class Experiment:
 
     def _parts(self, drops: bool) -> Parts:
         network = self.plan.architecture.build(self.plan.seeds[0])
-        twin = network
-        weight = {id(v): v for v in network.weights}
-        if drops:
-            twin = derive(network, 0.5, seed=0, dropout=VariableDropout)
-            weight = {id(v): t for v, t in matching_weights(network, twin)}
-        path = paths(network)
-        return Parts(
-            twin,
-            weights=[weight[id(v)] for v in network.weights],
-            penalties={
-                path[id(v)]: weight[id(v)]
-                for v in network.weights
-                if path[id(v)] in self._penalties
-            },
-            optimizer=self.plan.optimizer.make(),
-        )
+        return make_parts(network, self.plan.optimizer.make(), drops=drops)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -16,10 +16,16 @@ from keras_scaled_l2.backends import current_backend
 from keras_scaled_l2.backends.loop import Data, Trainee, TrainingLoop, Values
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments.architectures import gives_probabilities
+from keras_scaled_l2.experiments.coefficients import penalizable
 from keras_scaled_l2.experiments.jobs import Job
 from keras_scaled_l2.experiments.objective import loss_of, right_answers
 from keras_scaled_l2.experiments.problems import Problem
-from keras_scaled_l2.experiments.twin import variable_dropouts
+from keras_scaled_l2.experiments.twin import (
+    VariableDropout,
+    derive,
+    matching_weights,
+    variable_dropouts,
+)
 
 COPIES = 8
 """Of a job's weights: themselves, the best, gradients, momenta, and what steps need."""
@@ -47,6 +53,28 @@ class Parts:
     weights: Sequence[keras.Variable]
     penalties: Mapping[str, keras.Variable]
     optimizer: keras.optimizers.Optimizer
+
+
+def make_parts(
+    network: keras.Model, optimizer: keras.optimizers.Optimizer, *, drops: bool
+) -> Parts:
+    """The parts of a built network that may be penalized, and may get dropout.
+
+    Args:
+        network: A network without penalties, in whose order the weights stand.
+        optimizer: What it trains with.
+        drops: Whether jobs may set a dropout rate: then its variant with dropout.
+    """
+    variant, twin = network, {id(v): v for v in network.weights}
+    if drops:
+        variant = derive(network, 0.5, seed=0, dropout=VariableDropout)
+        twin = {id(v): t for v, t in matching_weights(network, variant)}
+    return Parts(
+        variant,
+        weights=[twin[id(v)] for v in network.weights],
+        penalties={path: twin[id(v)] for path, v in penalizable(network).items()},
+        optimizer=optimizer,
+    )
 
 
 class Program:

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from keras_scaled_l2.experiments import architectures
-from keras_scaled_l2.experiments.coefficients import penalizable
-from keras_scaled_l2.experiments.engine import Engine, Job, Trained
+from keras_scaled_l2.experiments.engine import Engine, Job, Parts, Trained
 from keras_scaled_l2.experiments.errors import InputError, require
 from keras_scaled_l2.experiments.families import Family
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
-from keras_scaled_l2.experiments.naming import paths
 from keras_scaled_l2.experiments.plane import Plane, Point, half_decades, next_points
 from keras_scaled_l2.experiments.problems import Problem
+from keras_scaled_l2.experiments.program import make_parts
 from keras_scaled_l2.experiments.results.files import finite, write_json, write_text
 from keras_scaled_l2.experiments.results.transferring import TransferResult
 from keras_scaled_l2.experiments.transfer_lines import Key, Line
@@ -168,16 +167,14 @@ class _Transfer:
 
     def _engine(self, size: int) -> Engine:
         plan = self.plan.plans[size]
-        network = plan.architecture.build(plan.seeds[0])
-        path, chosen = paths(network), penalizable(plan.network)
+
+        def parts() -> Parts:
+            network = plan.architecture.build(plan.seeds[0])
+            return make_parts(network, plan.optimizer.make(), drops=False)
+
         return Engine(
-            network,
-            weights=network.weights,
-            penalties={
-                path[id(v)]: v for v in network.weights if path[id(v)] in chosen
-            },
+            parts,
             problem=plan.problem,
-            optimizer=plan.optimizer.make(),
             batch_size=plan.batch_size,
             decays="decay" in self.plan.rules,
         )

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from keras_scaled_l2.counts import elements
-from keras_scaled_l2.experiments.coefficients import penalizable
 from keras_scaled_l2.experiments.engine import Engine, Job, Parts, Trained
 from keras_scaled_l2.experiments.errors import InputError, require
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
-from keras_scaled_l2.experiments.naming import paths
+from keras_scaled_l2.experiments.program import make_parts
 from keras_scaled_l2.experiments.results.curve import Block
 from keras_scaled_l2.experiments.results.files import finite
 from keras_scaled_l2.experiments.results.tuning import (
@@ -38,7 +37,6 @@ from keras_scaled_l2.experiments.tuning_plan import (
     DROPOUT,
     TuningPlan,
 )
-from keras_scaled_l2.experiments.twin import VariableDropout, derive, matching_weights
 from keras_scaled_l2.experiments.workers import Workers
 
 Say = Callable[[str], None]
@@ -363,20 +361,7 @@ def make_engine(plan: TuningPlan, *, drops: bool, decays: bool) -> Engine:
 
 def _parts(plan: TuningPlan, drops: bool) -> Parts:
     network = plan.base.architecture.build(plan.base.seeds[0])
-    variant = network
-    weight = {id(v): v for v in network.weights}
-    if drops:
-        variant = derive(network, 0.5, seed=0, dropout=VariableDropout)
-        weight = {id(v): t for v, t in matching_weights(network, variant)}
-    path, chosen = paths(network), penalizable(plan.base.network)
-    return Parts(
-        variant,
-        weights=[weight[id(v)] for v in network.weights],
-        penalties={
-            path[id(v)]: weight[id(v)] for v in network.weights if path[id(v)] in chosen
-        },
-        optimizer=plan.base.optimizer.make(),
-    )
+    return make_parts(network, plan.base.optimizer.make(), drops=drops)
 
 
 def _record(trained: Trained, stopped: bool) -> dict[str, Any]:
