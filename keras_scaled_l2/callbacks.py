@@ -32,7 +32,7 @@ from keras_scaled_l2.fitting import (
     plain_optimizer,
     updates,
 )
-from keras_scaled_l2.learning import Learning, finish_learning, learns
+from keras_scaled_l2.learning import Learning, finish_learning, is_learning, learns
 from keras_scaled_l2.means import NAMES
 from keras_scaled_l2.parts import penalty_of
 from keras_scaled_l2.probe import (
@@ -43,6 +43,7 @@ from keras_scaled_l2.probe import (
 )
 from keras_scaled_l2.rule import Rule, effective_coefficient, name_of
 from keras_scaled_l2.scalars import (
+    EVIDENCE_LAYOUT,
     LAYOUT,
     cost_scalars,
     evidence_logs,
@@ -324,7 +325,8 @@ class CostMonitor(keras.callbacks.Callback):
 
     def describe_layout(self, file: EventFile) -> None:
         """Writes which curves TensorBoard puts into one chart."""
-        file.layout(LAYOUT)
+        learned = is_learning(self.model)
+        file.layout(LAYOUT | EVIDENCE_LAYOUT if learned else LAYOUT)
 
     def _warn_of_cost(self, logs: Logs) -> None:
         """Says once what keeps the numbers from being told, or the penalty from acting.

@@ -230,6 +230,11 @@ def learns(model: keras.Model) -> bool:
     )
 
 
+def is_learning(model: keras.Model) -> bool:
+    """Whether strengths of the model follow the evidence now."""
+    return _STATES in vars(model)
+
+
 def finish_learning(model: keras.Model) -> None:
     """Leave plain rules; also what a training left that broke off."""
     states = vars(model).pop(_STATES, None)

@@ -102,9 +102,13 @@ LAYOUT = {
             "global/gradient_norm/penalty$",
         ],
     },
+}
+
+EVIDENCE_LAYOUT = {
     "Evidence": {
         "coefficient, by layer": ["^c/.*"],
         "determined parameters, by layer": ["^gamma/.*"],
         "determined parameters over weights, by layer": ["^gamma_share/.*"],
     },
 }
+"""Beside the others, where strengths are learned."""
