@@ -118,6 +118,7 @@ def test_report_has_the_numbers_of_float64(rule):
             "gradient_ratio": pytest.approx(
                 pull / np.linalg.norm(data_gradient[v.path]), rel=1e-4
             ),
+            "gamma": None,
         }
     pulls = [penalty_gradient(c[v.path], numpy64(v)) for v in (first, second)]
     against = [data_gradient[v.path] for v in (first, second)]
