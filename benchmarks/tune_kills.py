@@ -31,7 +31,7 @@ WORK = {
     "problem": "mnist5k",
     "hidden": (64,),
     "grid": (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
-    "seeds": 40,
+    "seeds": 12,
     "progress": False,
 }
 WORKER = """

@@ -129,6 +129,16 @@ def test_arm_keeps_a_rule_as_its_config():
     assert rule_of(arm) == ScaledL2(3.0, per="model")
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [ScaledL2(2.0, per="model"), SampleL2(3.0, samples=50), keras.regularizers.L2(0.1)],
+)
+def test_config_is_that_of_keras_without_loading_tensorflow(rule, monkeypatch):
+    expected = keras.saving.serialize_keras_object(rule)
+    monkeypatch.delattr(keras.saving, "serialize_keras_object")
+    assert Arm("a", rule).config == expected
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "two words", 3])
 def test_arm_name_that_is_no_file_name_is_refused(name):
     with pytest.raises(InputError, match="arm name"):

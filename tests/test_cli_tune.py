@@ -62,7 +62,7 @@ def test_tune_prints_the_table_and_every_option_reaches_it(data, tmp_path, capsy
         ("--grid ,", "grid is empty"),
         ("--grid -1,2", "expected one argument"),
         ("--rule l3", "unknown rule 'l3'"),
-        ("--method kfold --folds 50", "expected from 2 to"),
+        ("--method kfold --folds 50", "expected a whole number from 2 to"),
         ("--storage postgresql+psycopg://me:secret@127.0.0.1:1/x", "cannot be used"),
     ],
 )

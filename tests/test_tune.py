@@ -16,7 +16,6 @@ from keras_scaled_l2.experiments import TuningResult, tune
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.errors import InputError
-from keras_scaled_l2.experiments.folds import folds
 from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.results.files import read_json
 from keras_scaled_l2.experiments.trials import Trials
@@ -66,7 +65,7 @@ CONVERGED = {
 
 def dealt(data):
     """The folds as one array with indices, as scikit-learn's cv wants them."""
-    parts = folds(data.source, 3, 0)
+    parts = data.source.folds(3, 0)
     x = np.concatenate([p.x_validation for p in parts])
     y = np.concatenate([p.y_validation for p in parts])
     sizes = np.cumsum([0, *(len(p.x_validation) for p in parts)])
@@ -121,7 +120,7 @@ def test_logistic_regression_agrees_with_scikit_learn_on_the_same_folds():
 
 def test_folds_are_stratified_disjoint_and_leave_the_test_set_alone():
     data = problem()
-    parts = folds(data.source, 4, 1)
+    parts = data.source.folds(4, 1)
     plain = data.source.split(1)
     pool = {row.tobytes() for row in [*plain.x_train, *plain.x_validation]}
     left = [{row.tobytes() for row in p.x_validation} for p in parts]
@@ -132,7 +131,7 @@ def test_folds_are_stratified_disjoint_and_leave_the_test_set_alone():
         assert np.array_equal(part.x_test, plain.x_test)
         share = part.y_validation.mean()
         assert share == pytest.approx(part.y_train.mean(), abs=0.06)
-    again = folds(data.source, 4, 1)
+    again = data.source.folds(4, 1)
     assert np.array_equal(again[0].x_train, parts[0].x_train)
 
 
@@ -248,7 +247,10 @@ def test_directory_of_another_configuration_is_refused(tmp_path):
         ({"rule": 3}, "rule 3: expected a regularizer"),
         ({"method": "loo"}, "unknown method 'loo'"),
         ({"criterion": "loss"}, "unknown criterion"),
-        ({"method": "kfold", "folds": 100}, r"folds 100: expected from 2 to \d+"),
+        (
+            {"method": "kfold", "folds": 100},
+            r"folds 100: expected a whole number from 2 to \d+",
+        ),
         ({"workers": 0}, "workers 0"),
         ({"seeds": 0}, "seeds 0"),
         ({"storage": "nothing://here"}, "storage 'nothing://here' cannot be used"),

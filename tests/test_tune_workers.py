@@ -133,12 +133,18 @@ def test_workers_that_always_die_are_given_up(monkeypatch):
 
 
 WORKER = """
-import sys
-sys.path[:0] = sys.argv[2:]
+import sys, time
+sys.path[:0] = sys.argv[3:]
 from keras_scaled_l2.experiments import trials
+from keras_scaled_l2.experiments.training import Training
 from test_tune import small
 from test_tune_workers import GRID
 trials.HEARTBEAT, trials.GRACE = 1, 5
+validate = Training.validate
+def slowly(training):
+    time.sleep(float(sys.argv[2]))
+    validate(training)
+Training.validate = slowly
 print(small(grid=GRID, seeds=3, storage=sys.argv[1], progress=True).steps)
 """
 
@@ -146,12 +152,16 @@ print(small(grid=GRID, seeds=3, storage=sys.argv[1], progress=True).steps)
 def test_workers_on_a_server_give_the_trials_of_one_though_one_is_killed():
     alone = small(grid=GRID, seeds=3)
     with postgres.server() as url:
-        command = [sys.executable, "-c", WORKER, url, *sys.path]
+        # The first is slow: the others could not leave it nothing, nor could it be done
+        # before it is killed.
         running = [
             subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                [sys.executable, "-c", WORKER, url, seconds, *sys.path],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
             )
-            for _ in range(4)
+            for seconds in ("0.2", "0", "0", "0")
         ]
         victim = running[0]
         # Its first result is there: it is in the middle of a batch.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from keras_scaled_l2.experiments import tuning_pages
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.results.curve import Sample, curve
 from keras_scaled_l2.experiments.results.tuning import (
@@ -17,6 +18,7 @@ from keras_scaled_l2.experiments.results.tuning import (
     TuningResult,
     make_result,
 )
+from keras_scaled_l2.experiments.results.tuning_text import LEGEND
 
 E_FOLDS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 DRAWS = 400
@@ -236,3 +238,53 @@ def test_text_and_markdown_show_every_point():
         assert "validation data loss" in " ".join(text.split())
         assert "L2(0.01)" in text
         assert "one standard error" in text
+
+
+def test_rule_of_the_users_own_is_code_with_the_best_strength():
+    own = "ScaledL2(strength=1.0, per='model', power=1.0)"
+    expected = "ApplyL2(ScaledL2(strength=0.01, per='model', power=1.0))"
+    assert made(rule=own).code() == made(rule=f"{own}+dropout").code() == expected
+
+
+@pytest.mark.parametrize(("power", "right"), [(1.0, False), (-2.0, True)])
+def test_figure_shows_curve_plateau_and_the_inert_side(power, right):
+    given = made()
+    points = [
+        dataclasses.replace(p, strength=(p.e_folds / 100) ** (1 / power))
+        if p.strength
+        else p
+        for p in given.points
+    ]
+    best = {**given.best, "strength": points[3].strength}
+    plateau = dict(
+        zip(("low", "high"), sorted(p.strength for p in points[2:4]), strict=True)
+    )
+    result = dataclasses.replace(given, points=points, best=best, plateau=plateau)
+    figure = tuning_pages.draw(result)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    labels = axes.get_legend_handles_labels()[1]
+    assert {"no penalty", "best", "inert", "any of these will do"} <= {*labels}
+    (inert,) = [p for p in axes.patches if p.get_label() == "inert"]
+    edge = (0.02 / 100) ** (1 / power)
+    ends = sorted((inert.get_x(), inert.get_x() + inert.get_width()))
+    assert ends[0 if right else 1] == pytest.approx(edge)
+    ticks = [t.get_text() for t in axes.get_xticklabels()]
+    assert ticks
+    assert all(float(text) > 0 for text in ticks)
+
+
+def test_figure_of_an_adaptive_optimizer_calls_nothing_inert():
+    adam = {"class_name": "Adam", "config": {"learning_rate": 0.001}}
+    (axes,) = tuning_pages.draw(made(optimizer=adam, exact=False)).axes
+    assert "inert" not in axes.get_legend_handles_labels()[1]
+
+
+def test_page_explains_its_columns_and_names_the_code():
+    text = tuning_pages.page(made(), "<?xml?><svg></svg>")
+    assert "<svg></svg>" in text
+    assert "keras.regularizers.L2(0.01)" in text
+    assert text.count("<tr>") == 1 + len(E_FOLDS)
+    for line in LEGEND:
+        assert line in text
+        assert line in made().to_markdown()

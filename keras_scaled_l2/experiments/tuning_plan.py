@@ -17,7 +17,6 @@ from keras_scaled_l2.experiments import architectures
 from keras_scaled_l2.experiments.arms import check_rate
 from keras_scaled_l2.experiments.axis import Axis, make_axis
 from keras_scaled_l2.experiments.errors import InputError, unknown
-from keras_scaled_l2.experiments.folds import folds
 from keras_scaled_l2.experiments.plan import Model, Plan, check_count, make_plan
 from keras_scaled_l2.experiments.plan import _writable as writable
 from keras_scaled_l2.experiments.problems import Problem
@@ -25,6 +24,7 @@ from keras_scaled_l2.experiments.results.curve import Block
 from keras_scaled_l2.experiments.results.tuning import CRITERIA
 from keras_scaled_l2.experiments.search import Space
 from keras_scaled_l2.experiments.twin import derive
+from keras_scaled_l2.rule import Rule
 
 METHODS = ("holdout", "kfold")
 DEFAULT_PATIENCE = 4
@@ -73,7 +73,7 @@ class TuningPlan:
         if block not in made:
             seed, _ = block
             if self.method == "kfold":
-                dealt = folds(self.base.problem.source, self.folds, seed)
+                dealt = self.base.problem.source.folds(self.folds, seed)
                 made.update({(seed, i): p for i, p in enumerate(dealt)})
             else:
                 made[block] = self.base.data(seed)
@@ -144,8 +144,7 @@ def make_tuning_plan(
         patience = DEFAULT_PATIENCE
     plan = TuningPlan(
         base=base,
-        rule=(rule if isinstance(rule, str) else repr(rule))
-        + ("" if rate is None else f"+{DROPOUT}"),
+        rule=_call(rule) + ("" if rate is None else f"+{DROPOUT}"),
         axis=make_axis(
             rule,
             network=base.network,
@@ -171,6 +170,15 @@ def make_tuning_plan(
         # Not every network can have dropout.
         derive(base.network, 0.5)
     return plan
+
+
+def _call(rule: Any) -> str:
+    """A rule's name, or the call that makes it."""
+    if isinstance(rule, keras.Regularizer) and not isinstance(rule, Rule):
+        # Keras's own show their address.
+        arguments = ", ".join(f"{k}={v!r}" for k, v in rule.get_config().items())
+        return f"keras.regularizers.{type(rule).__name__}({arguments})"
+    return rule if isinstance(rule, str) else repr(rule)
 
 
 def _grid(grid: Sequence[float], rule: Any) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from keras_scaled_l2.experiments.errors import InputError, one_line
 from keras_scaled_l2.experiments.trials import Key
@@ -75,9 +75,15 @@ class Workers:
             ) from error
         self._count = count
         self._processes: list[_Process] = []
-        self._file: IO[bytes] | None = None
+        self._open = contextlib.ExitStack()
+        self._descriptor: int
 
     def __enter__(self) -> Self:
+        """Writes what all processes read: a socket would wait until one has started."""
+        file = self._open.enter_context(tempfile.TemporaryFile())
+        file.write(self._arguments)
+        file.flush()
+        self._descriptor = file.fileno()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -85,9 +91,7 @@ class Workers:
         for process in self._processes:
             process.stop()
         self._processes = []
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._open.close()
 
     def trainings(
         self,
@@ -134,7 +138,7 @@ class Workers:
             if idle:
                 process = idle.pop()
             else:
-                process = _Process(self._written_arguments())
+                process = _Process(self._descriptor)
                 self._processes.append(process)
             process.places = waiting.popleft()
             chosen = [keys[place] for place in process.places]
@@ -142,14 +146,6 @@ class Workers:
             needed = {k: r for k, r in known.items() if _hashable(k)[1] in blocks}
             with contextlib.suppress(OSError):  # seen when it is waited for
                 process.connection.send((process.places, chosen, needed))
-
-    def _written_arguments(self) -> int:
-        """A file that all processes read: a socket would wait until one has started."""
-        if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115  (until close)
-            self._file.write(self._arguments)
-            self._file.flush()
-        return self._file.fileno()
 
     def _bury(
         self, process: _Process, waiting: collections.deque[list[int]], deaths: int

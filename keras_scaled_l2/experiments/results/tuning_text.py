@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ _CODE = {
 }
 """Rule -> the line that puts a strength to use; see ``ARMS`` of the tuning."""
 
+_STRENGTH = re.compile(r"\b((?:strength|l2|std|epochs)=)[^,)]+")
+
 _EQUIVALENTS = {
     "keras": "keras.regularizers.L2",
     "textbook": "lambda of lambda / (2 m)",
@@ -40,13 +43,13 @@ def code(rule: str, strength: float) -> str:
     """The line of code that puts a strength to use."""
     if strength == 0:
         return "no penalty"
-    penalty = rule.partition("+")[0]
+    penalty = rule.removesuffix("+dropout")
     template = _CODE.get(penalty)
-    return (
-        f"{rule} of strength {strength:g}"
-        if not template
-        else template.format(strength)
-    )
+    if template is not None:
+        return template.format(strength)
+    # A rule of the user's own, as the call that makes it.
+    made, found = _STRENGTH.subn(rf"\g<1>{strength:g}", penalty, count=1)
+    return f"ApplyL2({made})" if found else f"{rule} of strength {strength:g}"
 
 
 def findings(
@@ -107,30 +110,51 @@ def _none(points: Sequence[TuningPoint], found: Curve) -> list[str]:
 
 def as_text(result: TuningResult) -> str:
     """The curve for a terminal."""
-    rows = [_HEADER, *_rows(result)]
+    rows = list(cells(result))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = [
         "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    blocks = [_wrapped(_setting(result)), "\n".join(table)]
+    blocks = [_wrapped(setting(result)), "\n".join(table)]
     blocks.append("\n".join(_wrapped(line, "- ") for line in result.findings))
-    blocks.append("\n".join(_use(result)))
+    blocks.append("\n".join(use(result)))
     return "\n\n".join(blocks)
 
 
 def as_markdown(result: TuningResult) -> str:
     """The same as Markdown."""
     ruler = ["---:"] * len(_HEADER)
-    lines = [f"| {' | '.join(row)} |" for row in (_HEADER, ruler, *_rows(result))]
-    found = "\n".join(f"- {line}" for line in result.findings)
-    use = "\n".join(f"- {line}" for line in _use(result))
+    header, *rows = cells(result)
+    lines = [f"| {' | '.join(row)} |" for row in (header, ruler, *rows)]
     title = f"# Tuning of {result.rule} on {result.problem}"
-    table = "\n".join(lines)
-    return f"{title}\n\n{_setting(result)}\n\n{found}\n\n{table}\n\n{use}\n"
+    lists = [
+        "\n".join(f"- {line}" for line in part)
+        for part in (result.findings, LEGEND, use(result))
+    ]
+    blocks = [title, setting(result), lists[0], "\n".join(lines), *lists[1:]]
+    return "\n\n".join(blocks) + "\n"
 
 
 _HEADER = ("strength", "c", "e-folds", "mean", "95 % interval", "jobs", "steps", "")
+
+LEGEND = (
+    "c: the coefficient, as in keras.regularizers.L2(c).",
+    "e-folds: the penalty alone would shrink a weight to exp(-e-folds) of itself over "
+    "the whole training; below 0.02 nothing happens, above 30 the data hardly count.",
+    "95 % interval: of the difference to the best on the same trainings, added to the "
+    "mean of the best.",
+    "one standard error: the strongest penalty whose mean is within one standard error "
+    "of the best.",
+    "jobs: trainings; few where the first ones showed that others are better.",
+)
+"""What the columns mean."""
+
+
+def cells(result: TuningResult) -> Iterable[tuple[str, ...]]:
+    """The curve as a table, its header first."""
+    yield _HEADER
+    yield from _rows(result)
 
 
 def _rows(result: TuningResult) -> Iterable[tuple[str, ...]]:
@@ -161,7 +185,8 @@ def _mark(result: TuningResult, point: TuningPoint) -> str:
     return ", ".join(marks)
 
 
-def _setting(result: TuningResult) -> str:
+def setting(result: TuningResult) -> str:
+    """What was trained, in a sentence or two."""
     folds = {(job.seed, job.fold) for p in result.points for job in p.jobs}
     seeds = len({seed for seed, _ in folds})
     how = f"hold-out, {seeds} seeds"
@@ -177,7 +202,8 @@ def _setting(result: TuningResult) -> str:
     )
 
 
-def _use(result: TuningResult) -> Iterable[str]:
+def use(result: TuningResult) -> Iterable[str]:
+    """The best strength as code, then in other conventions."""
     yield f"To use it: {result.code()}"
     life = result.best["half_life_epochs"]
     if life is not None:
