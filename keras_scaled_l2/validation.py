@@ -6,8 +6,6 @@ import math
 import numbers
 from typing import Any
 
-import keras
-
 
 def non_negative(name: str, value: Any) -> float:
     """``value`` as a float, if it is a finite number of 0 or more."""
@@ -55,6 +53,9 @@ def _number(name: str, value: Any) -> float:
 
 def check_is_model(model: Any) -> None:
     """Refuse what is no Keras 3 model or layer; of Keras 2 with the way out."""
+    # Not above: numbers are checked by what needs no Keras, as the conversions.
+    import keras
+
     if not isinstance(model, keras.Layer):
         raise TypeError(
             f"model={model!r} is of type {type(model).__name__}: expected a Keras "

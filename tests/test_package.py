@@ -326,6 +326,15 @@ def test_a_name_is_a_function_though_a_module_has_loaded_its_home():
     assert "function attach" in run_python(text)
 
 
+def test_command_converts_without_loading_keras():
+    text = (
+        "import sys; from keras_scaled_l2.cli import main; "
+        "main('convert 1.0 --from textbook --to torch --samples 50'.split()); "
+        "print('keras' in sys.modules)"
+    )
+    assert run_python(text).split() == ["0.02", "False"]
+
+
 TRAINED = """
 import json, sys
 import keras, numpy as np, tensorboard
