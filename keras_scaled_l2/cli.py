@@ -20,10 +20,35 @@ from keras_scaled_l2.cli_numbers import (
 )
 from keras_scaled_l2.cli_transfer import add_transfer
 from keras_scaled_l2.cli_tune import add_tune
+from keras_scaled_l2.cli_words import (
+    add_data,
+    add_memory,
+    add_place,
+    data_of,
+    given,
+    joined,
+    names,
+)
 
 PROGRAM = "keras-scaled-l2"
 WRONG_INPUT = 2
 INTERRUPTED = 130
+TICKED = 40
+"""Of so many runs at most TensorBoard shows the curves unasked."""
+_OPTIONS = (
+    "seeds",
+    "epochs",
+    "batch_size",
+    "hidden",
+    "dropout",
+    "optimizer",
+    "arms",
+    "learning_rate",
+    "model",
+    "tune",
+    "patience",
+    "memory",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -86,44 +111,7 @@ def _add_compare(commands: Any) -> None:
         ),
     )
     add = parser.add_argument
-    add(
-        "--problem",
-        default="mnist5k",
-        help="mnist5k, digits, breast-cancer, mnist1d, mnist, fashion_mnist, cifar10, "
-        "or a .npz file with x_train, y_train and maybe x_test, y_test "
-        "(default: %(default)s)",
-    )
-    add(
-        "--task",
-        choices=("binary", "classes", "regression"),
-        help="what the labels of a .npz file are (default: told from their dtype)",
-    )
-    add(
-        "--standardize",
-        action="store_true",
-        default=None,
-        help="scale features by the mean and standard deviation of the training set",
-    )
-    add(
-        "--samples",
-        type=int,
-        metavar="N",
-        help="number of training examples, drawn by each seed (default: all)",
-    )
-    add(
-        "--label-noise",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="share of the training and validation labels that each seed makes wrong "
-        "(default: 0)",
-    )
-    add(
-        "--data-dir",
-        metavar="FOLDER",
-        help="where the files of mnist or fashion_mnist are, in IDX format, packed "
-        "with gzip or not (default: downloaded by Keras)",
-    )
+    add_data(parser)
     add(
         "--model",
         help="dense, conv, module:function (makes a built Keras model), or a .keras "
@@ -131,13 +119,13 @@ def _add_compare(commands: Any) -> None:
     )
     add(
         "--hidden",
-        type=_integers,
+        type=joined(int, "512,512"),
         metavar="UNITS,...",
         help="units of the hidden layers of dense (default: 512,512)",
     )
     add(
         "--arms",
-        type=_names,
+        type=names,
         metavar="ARM,...",
         help="of none, l2, scaled, sample, decay, dropout; joined by + for both, as "
         "sample+dropout (default: none,l2,scaled,sample,dropout,sample+dropout)",
@@ -180,20 +168,8 @@ def _add_compare(commands: Any) -> None:
         help="stop after so many epochs without a lower validation data loss and go "
         "back to the best, in all arms (default: train all epochs)",
     )
-    add(
-        "--memory",
-        type=float,
-        metavar="GIB",
-        help="that trainings which run at the same time may take, all together "
-        "(default: 2)",
-    )
-    add(
-        "--directory",
-        default="runs/compare",
-        help="where results and TensorBoard runs go; the same command goes on where it "
-        "was stopped (default: %(default)s)",
-    )
-    add("--quiet", action="store_true", help="show no progress, only the table")
+    add_memory(parser)
+    add_place(parser, "runs/compare", "results and TensorBoard runs")
     parser.set_defaults(run=_compare)
 
 
@@ -201,28 +177,17 @@ def _compare(arguments: argparse.Namespace) -> int:
     from keras_scaled_l2.experiments.compare import Experiment
     from keras_scaled_l2.experiments.errors import InputError
     from keras_scaled_l2.experiments.plan import make_plan
-    from keras_scaled_l2.experiments.problems import load_problem
     from keras_scaled_l2.experiments.progress import choose
 
-    options = ("seeds", "epochs", "batch_size", "hidden", "dropout", "optimizer")
-    more = ("arms", "learning_rate", "model", "tune", "patience", "memory")
-    given = {n: getattr(arguments, n) for n in (*options, *more)}
     experiment = None
     try:
-        problem = load_problem(
-            arguments.problem,
-            task=arguments.task,
-            standardize=arguments.standardize,
-            samples=arguments.samples,
-            label_noise=arguments.label_noise,
-            data_dir=arguments.data_dir,
-        )
+        problem = data_of(arguments)
         with _warnings_said():
             plan = make_plan(
                 problem=problem,
                 strengths=dict(arguments.strength or []),
                 directory=arguments.directory,
-                **{name: value for name, value in given.items() if value is not None},
+                **given(arguments, *_OPTIONS),
             )
         experiment = Experiment(plan)
         experiment.command = _without_seeds(arguments.argv)
@@ -244,6 +209,13 @@ def _compare(arguments: argparse.Namespace) -> int:
         f"\nWritten to {arguments.directory} (open comparison.html); "
         f"curves: tensorboard --logdir {arguments.directory}/tensorboard"
     )
+    trained = [arm for arm in comparison.arms if arm.runs]
+    # Two folders a run: what was trained and what was measured on validation data.
+    if len(trained) > 1 and 2 * sum(len(arm.runs) for arm in trained) > TICKED:
+        print(
+            f"(it shows only runs that are ticked when there are more than {TICKED}; "
+            f"add /{trained[-1].name} for those of one arm)"
+        )
     return 0
 
 
@@ -278,19 +250,6 @@ def _without_seeds(argv: Sequence[str]) -> str:
 def _say(line: str, code: int) -> int:
     print(f"{PROGRAM}: {line}", file=sys.stderr)
     return code
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _integers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in _names(text)]
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected whole numbers joined by commas, as 512,512"
-        ) from None
 
 
 def _strength(text: str) -> tuple[str, float]:

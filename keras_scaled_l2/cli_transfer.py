@@ -6,11 +6,27 @@ import argparse
 import os
 from typing import Any
 
-from keras_scaled_l2.cli_data import add_data, data_of
 from keras_scaled_l2.cli_numbers import NumbersError
+from keras_scaled_l2.cli_words import (
+    add_data,
+    add_place,
+    data_of,
+    given,
+    joined,
+    names,
+)
 
-_OPTIONS = ("model", "rules", "sizes", "widths", "seeds", "epochs", "batch_size")
-_MORE = ("optimizer", "patience")
+_OPTIONS = (
+    "model",
+    "rules",
+    "sizes",
+    "widths",
+    "seeds",
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "patience",
+)
 
 
 def add_transfer(commands: Any) -> None:
@@ -33,20 +49,20 @@ def add_transfer(commands: Any) -> None:
     )
     add(
         "--sizes",
-        type=_integers,
+        type=joined(int, "20000,70000"),
         metavar="WEIGHTS,...",
         help="trainable weights of the networks, about, the smallest first "
         "(default: 20000,70000,200000,670000)",
     )
     add(
         "--widths",
-        type=_integers,
+        type=joined(int, "20000,70000"),
         metavar="WIDTH,...",
         help="their widths instead, for a function of your own",
     )
     add(
         "--rules",
-        type=_names,
+        type=names,
         metavar="RULE,...",
         help="of l2, model-0.25, model-0.5, model-1, sample, half-life, scaled, prior, "
         "decay (default: all that fit the optimizer)",
@@ -66,13 +82,7 @@ def add_transfer(commands: Any) -> None:
         help="epochs without a lower validation data loss after which a training stops "
         "(default: 4)",
     )
-    add(
-        "--directory",
-        default="runs/transfer",
-        help="where trainings and result go; the same command goes on where it was "
-        "stopped (default: %(default)s)",
-    )
-    add("--quiet", action="store_true", help="show no progress, only the table")
+    add_place(parser, "runs/transfer", "trainings and result")
     parser.set_defaults(run=_transfer)
 
 
@@ -80,29 +90,15 @@ def _transfer(arguments: argparse.Namespace) -> int:
     from keras_scaled_l2.experiments.errors import InputError
     from keras_scaled_l2.experiments.transfer import transfer
 
-    given = {name: getattr(arguments, name) for name in (*_OPTIONS, *_MORE)}
     try:
         result = transfer(
             problem=data_of(arguments),
             directory=arguments.directory,
             progress=not arguments.quiet,
-            **{name: value for name, value in given.items() if value is not None},
+            **given(arguments, *_OPTIONS),
         )
     except InputError as error:
         raise NumbersError(str(error)) from error
     print(result.table())
     print(f"\nWritten to {os.path.join(arguments.directory, 'transfer.json')}")
     return 0
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _integers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in _names(text)]
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected whole numbers joined by commas, as 20000,70000"
-        ) from None

@@ -6,11 +6,26 @@ import argparse
 import os
 from typing import Any
 
-from keras_scaled_l2.cli_data import add_data, data_of
 from keras_scaled_l2.cli_numbers import NumbersError
+from keras_scaled_l2.cli_words import (
+    add_data,
+    add_memory,
+    add_place,
+    data_of,
+    given,
+    joined,
+)
 
-_PLAIN = ("rule", "method", "criterion", "optimizer", "folds", "seeds", "epochs")
-_OTHERS = (
+_OPTIONS = (
+    "model",
+    "rule",
+    "grid",
+    "method",
+    "criterion",
+    "optimizer",
+    "folds",
+    "seeds",
+    "epochs",
     "batch_size",
     "hidden",
     "learning_rate",
@@ -35,7 +50,12 @@ def add_tune(commands: Any) -> None:
     add = parser.add_argument
     add_data(parser)
     add("--model", help="as in compare (default: dense)")
-    add("--hidden", type=_integers, metavar="UNITS,...", help="(default: 512,512)")
+    add(
+        "--hidden",
+        type=joined(int, "512,512"),
+        metavar="UNITS,...",
+        help="(default: 512,512)",
+    )
     add(
         "--rule",
         help="l2, scaled, sample, prior, half-life, decay or dropout; with +dropout "
@@ -43,7 +63,7 @@ def add_tune(commands: Any) -> None:
     )
     add(
         "--grid",
-        type=_numbers,
+        type=joined(float, "0.01,0.02,0.04"),
         metavar="VALUE,...",
         help="strengths to try, 0 for no penalty (default: they are found)",
     )
@@ -68,21 +88,9 @@ def add_tune(commands: Any) -> None:
         help="database of the study, as postgresql://user@host/name, for workers on "
         "several machines (default: study.db in the directory)",
     )
-    add(
-        "--memory",
-        type=float,
-        metavar="GIB",
-        help="that trainings which run at the same time may take, all together "
-        "(default: 2)",
-    )
+    add_memory(parser)
     add("--workers", type=int, metavar="N", help="processes that train (default: 1)")
-    add(
-        "--directory",
-        default="runs/tune",
-        help="where study, result and page go; the same command goes on where it was "
-        "stopped (default: %(default)s)",
-    )
-    add("--quiet", action="store_true", help="show no progress, only the table")
+    add_place(parser, "runs/tune", "study, result and page")
     parser.set_defaults(run=_tune)
 
 
@@ -90,14 +98,12 @@ def _tune(arguments: argparse.Namespace) -> int:
     from keras_scaled_l2.experiments.errors import InputError
     from keras_scaled_l2.experiments.tune import tune
 
-    names = ("model", "grid", *_PLAIN, *_OTHERS)
-    given = {n: getattr(arguments, n) for n in names}
     try:
         result = tune(
             problem=data_of(arguments),
             directory=arguments.directory,
             progress=not arguments.quiet,
-            **{name: value for name, value in given.items() if value is not None},
+            **given(arguments, *_OPTIONS),
         )
     except InputError as error:
         raise NumbersError(str(error)) from error
@@ -108,20 +114,3 @@ def _tune(arguments: argparse.Namespace) -> int:
         f"{arguments.storage or 'sqlite:///' + arguments.directory + '/study.db'}"
     )
     return 0
-
-
-def _integers(text: str) -> list[int]:
-    return [int(value) for value in _split(text, int, "512,512")]
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(value) for value in _split(text, float, "0.01,0.02,0.04")]
-
-
-def _split(text: str, kind: type, example: str) -> list[Any]:
-    try:
-        return [kind(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected numbers joined by commas, as {example}"
-        ) from None

@@ -57,6 +57,19 @@ def test_compare_prints_the_table_and_writes_the_files(small, tmp_path, capsys):
     assert len(printed.err.splitlines()) == 2
 
 
+@pytest.mark.parametrize("ticked", [4, 3])
+def test_runs_that_tensorboard_does_not_tick_are_said(
+    small, tmp_path, capsys, monkeypatch, ticked
+):
+    monkeypatch.setattr(cli, "TICKED", ticked)
+    arguments = ["--seeds", "1", "--arms", "none,l2", "--directory", str(tmp_path)]
+    assert cli.main([*small, *arguments]) == 0
+    said = f"more than {ticked}; add /l2 for those of one arm"
+    runs = len(list((tmp_path / "tensorboard").rglob("events*")))
+    assert (said in capsys.readouterr().out) == (runs > ticked)
+    assert runs == 4
+
+
 def test_quiet_shows_the_table_only(small, tmp_path, capsys):
     arguments = ["--seeds", "1", "--quiet", "--directory", str(tmp_path)]
     assert cli.main([*small, *arguments]) == 0

@@ -40,7 +40,7 @@ PRIVATE = {
 }
 # The commands stand above both halves.
 COMMANDS = {
-    *("cli", "cli_data", "cli_numbers", "cli_transfer", "cli_tune", "__main__"),
+    *("cli", "cli_words", "cli_numbers", "cli_transfer", "cli_tune", "__main__"),
 }
 
 

@@ -520,8 +520,8 @@ def test_json_is_what_other_programs_read(tmp_path):
 
 
 PARTS = (
-    *("files", "records", "spread", "paired", "calibration", "words", "analysis"),
-    *("columns", "conclusions", "answer", "summary", "text", "drawing"),
+    *("record", "files", "records", "spread", "paired", "calibration", "words"),
+    *("analysis", "columns", "conclusions", "answer", "summary", "text", "drawing"),
     *("gradient_plots", "plots", "page", "comparison"),
 )
 

@@ -1,38 +1,12 @@
-"""What an experiment leaves behind: plain data, to JSON and back."""
+"""What a comparison leaves behind."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import types
-import typing
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
-from keras_scaled_l2.experiments.errors import InputError
-
-FORMAT = 1
-"""Format of comparison.json; fields may be added to a format, never renamed."""
-
-
-class Record:
-    """Plain data as a frozen dataclass, which JSON can hold."""
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The record of a dictionary that ``to_dict`` made.
-
-        Fields of a later version are passed over; a number that JSON could not hold,
-        and that is null there, is NaN.
-        """
-        record: Self = _build(cls, data)
-        return record
-
-    def to_dict(self) -> dict[str, Any]:
-        """The record as it stands in comparison.json."""
-        fields: Any = self
-        return dataclasses.asdict(fields)
+from keras_scaled_l2.experiments.results.record import FileRecord, Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +185,7 @@ class ArmRecord(Record):
 
 
 @dataclasses.dataclass(frozen=True)
-class ComparisonRecord(Record):
+class ComparisonRecord(FileRecord):
     """Arms that were trained on one architecture from the same starting points.
 
     Args:
@@ -234,6 +208,8 @@ class ComparisonRecord(Record):
         command: The command that made it, but for the seeds; ``None`` if it was called
             from Python.
     """
+
+    kind = "comparison"
 
     problem: str
     architecture: str
@@ -262,41 +238,3 @@ class ComparisonRecord(Record):
     def seeds(self) -> list[int]:
         """The seeds that any arm has finished."""
         return sorted({run.seed for arm in self.arms for run in arm.runs})
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The comparison of a dictionary that ``to_dict`` made.
-
-        Raises:
-            InputError: If it is of another format.
-        """
-        if data.get("format") != FORMAT:
-            raise InputError(
-                f"this comparison has format {data.get('format')!r}: this version of "
-                f"keras_scaled_l2 reads format {FORMAT}. Use the version that wrote it."
-            )
-        return super().from_dict(data)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The comparison as it stands in comparison.json."""
-        return {"format": FORMAT, **super().to_dict()}
-
-
-_hints = functools.cache(typing.get_type_hints)
-
-
-def _build(kind: Any, value: Any) -> Any:
-    """Plain data as a value of this type."""
-    if dataclasses.is_dataclass(kind):
-        made: Any = kind
-        known = {name: of for name, of in _hints(made).items() if name in value}
-        built = {name: _build(of, value[name]) for name, of in known.items()}
-        return made(**built)
-    origin, of = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        return None if value is None else _build(of[0], value)
-    if origin is dict:
-        return {key: _build(of[1], item) for key, item in value.items()}
-    if origin in (list, tuple):
-        return origin(_build(of[0], item) for item in value)
-    return math.nan if kind is float and value is None else value

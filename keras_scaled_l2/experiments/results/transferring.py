@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
-from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.results import transfer_text
+from keras_scaled_l2.experiments.results.record import FileRecord, Record
 from keras_scaled_l2.experiments.results.scaling import Interval
-
-FORMAT = 1
-"""Format of transfer.json; fields may be added to a format, never renamed."""
 
 
 @dataclasses.dataclass(frozen=True)
-class TransferJob:
+class TransferJob(Record):
     """One training.
 
     Args:
@@ -35,7 +31,7 @@ class TransferJob:
 
 
 @dataclasses.dataclass(frozen=True)
-class TransferPoint:
+class TransferPoint(Record):
     """A strength at a learning rate.
 
     Args:
@@ -57,7 +53,7 @@ class TransferPoint:
 
 
 @dataclasses.dataclass(frozen=True)
-class TransferSize:
+class TransferSize(Record):
     """A network of the family.
 
     Args:
@@ -78,7 +74,7 @@ class TransferSize:
 
 
 @dataclasses.dataclass(frozen=True)
-class Regret:
+class Regret(Record):
     """What a rule loses at one size against the best of the sweep there.
 
     Args:
@@ -100,7 +96,7 @@ class Regret:
 
 
 @dataclasses.dataclass(frozen=True)
-class RuleTransfer:
+class RuleTransfer(Record):
     """A rule's strength, tuned at the smallest size and taken along.
 
     Args:
@@ -117,7 +113,7 @@ class RuleTransfer:
 
 
 @dataclasses.dataclass(frozen=True)
-class TransferResult:
+class TransferResult(FileRecord):
     """What a transfer found; the fields are those of transfer.json.
 
     Args:
@@ -134,6 +130,8 @@ class TransferResult:
         exponents: Criterion -> the a of best c ~ N**a.
         findings: In words.
     """
+
+    kind = "transfer"
 
     problem: str
     model: str
@@ -162,81 +160,3 @@ class TransferResult:
     def to_markdown(self) -> str:
         """The same as Markdown."""
         return transfer_text.as_markdown(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """What stands in transfer.json."""
-        return {"format": FORMAT, **_plain(dataclasses.asdict(self))}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The result of a transfer.json; fields that are not known are left out.
-
-        Raises:
-            InputError: If it is of another format.
-        """
-        if data.get("format") != FORMAT:
-            raise InputError(
-                f"transfer of format {data.get('format')!r}: expected format {FORMAT}, "
-                "as this version of keras_scaled_l2 writes it."
-            )
-        made: Self = _known(
-            cls,
-            {
-                **data,
-                "seeds": tuple(data["seeds"]),
-                "sizes": tuple(_size(size) for size in data["sizes"]),
-                "rules": tuple(
-                    _known(
-                        RuleTransfer,
-                        {**rule, "regrets": _all(Regret, rule["regrets"])},
-                    )
-                    for rule in data["rules"]
-                ),
-                "exponents": _intervals(data["exponents"]),
-                "findings": tuple(data["findings"]),
-            },
-        )
-        return made
-
-
-def _size(data: Mapping[str, Any]) -> TransferSize:
-    points = tuple(
-        _known(
-            TransferPoint,
-            {
-                **point,
-                "coefficient": tuple(point["coefficient"]),
-                "jobs": _all(TransferJob, point["jobs"]),
-            },
-        )
-        for point in data["points"]
-    )
-    best = _intervals(data["best"])
-    size: TransferSize = _known(TransferSize, {**data, "best": best, "points": points})
-    return size
-
-
-def _intervals(data: Mapping[str, Any]) -> dict[str, Interval]:
-    return {name: _known(Interval, value) for name, value in data.items()}
-
-
-def _all(cls: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
-    return tuple(_known(cls, row) for row in rows)
-
-
-def _known(cls: Any, data: Mapping[str, Any]) -> Any:
-    given = {}
-    for field in dataclasses.fields(cls):
-        if field.name in data:
-            value = data[field.name]
-            # JSON has no NaN: it was written as null.
-            given[field.name] = (
-                math.nan if value is None and field.type == "float" else value
-            )
-    return cls(**given)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

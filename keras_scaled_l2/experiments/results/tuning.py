@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.results import tuning_text
 from keras_scaled_l2.experiments.results.curve import Sample, curve
+from keras_scaled_l2.experiments.results.record import FileRecord, Record
 from keras_scaled_l2.units import convert
-
-FORMAT = 1
-"""Format of tuning.json; fields may be added to a format, never renamed."""
 
 CRITERIA = ("data_loss", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
-class TuningJob:
+class TuningJob(Record):
     """One training at one strength.
 
     Args:
@@ -40,7 +38,7 @@ class TuningJob:
 
 
 @dataclasses.dataclass(frozen=True)
-class TuningPoint:
+class TuningPoint(Record):
     """One strength; see ``curve.Estimate`` for mean and interval.
 
     Args:
@@ -76,7 +74,7 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True)
-class TuningResult:
+class TuningResult(FileRecord):
     """What a tuning found; the fields are those of tuning.json.
 
     Args:
@@ -97,6 +95,8 @@ class TuningResult:
         plateau: ``low`` and ``high``.
         findings: In words.
     """
+
+    kind = "tuning"
 
     problem: str
     architecture: str
@@ -122,51 +122,6 @@ class TuningResult:
     def to_markdown(self) -> str:
         """The same as Markdown."""
         return tuning_text.as_markdown(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """What stands in tuning.json."""
-        data = dataclasses.asdict(self)
-        data["findings"] = list(self.findings)
-        data["points"] = [
-            {
-                **point,
-                "coefficient": list(point["coefficient"]),
-                "jobs": list(point["jobs"]),
-            }
-            for point in data["points"]
-        ]
-        return {"format": FORMAT, **data}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The result of a tuning.json; fields that are not known are left out.
-
-        Raises:
-            InputError: If it is of another format.
-        """
-        if data.get("format") != FORMAT:
-            raise InputError(
-                f"tuning of format {data.get('format')!r}: expected format {FORMAT}, "
-                "as this version of keras_scaled_l2 writes it."
-            )
-        points = tuple(
-            _known(
-                TuningPoint,
-                {
-                    **point,
-                    "coefficient": tuple(point["coefficient"]),
-                    "mean": _number(point["mean"]),
-                    "jobs": tuple(
-                        _known(TuningJob, {**j, "data_loss": _number(j["data_loss"])})
-                        for j in point["jobs"]
-                    ),
-                },
-            )
-            for point in data["points"]
-        )
-        findings = tuple(data["findings"])
-        result: Self = _known(cls, {**data, "points": points, "findings": findings})
-        return result
 
     def __getitem__(self, strength: float) -> TuningPoint:
         """The point of a strength."""
@@ -267,13 +222,3 @@ def _values(measured: Measured, accuracy: bool) -> dict[tuple[int, int], float]:
         return math.nan if job.accuracy is None else job.accuracy
 
     return {(job.seed, job.fold): value(job) for job in measured.jobs}
-
-
-def _known(cls: Any, data: Mapping[str, Any]) -> Any:
-    names = {field.name for field in dataclasses.fields(cls)}
-    return cls(**{name: value for name, value in data.items() if name in names})
-
-
-def _number(value: float | None) -> float:
-    """JSON has no NaN: it was written as null."""
-    return math.nan if value is None else value

@@ -1,0 +1,128 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what to train on."""
+    add = parser.add_argument
+    add(
+        "--problem",
+        default="mnist5k",
+        help="mnist5k, digits, breast-cancer, mnist1d, mnist, fashion_mnist, cifar10, "
+        "or a .npz file with x_train, y_train and maybe x_test, y_test "
+        "(default: %(default)s)",
+    )
+    add(
+        "--task",
+        choices=("binary", "classes", "regression"),
+        help="what the labels of a .npz file are (default: told from their dtype)",
+    )
+    add(
+        "--standardize",
+        action="store_true",
+        default=None,
+        help="scale features by the mean and standard deviation of the training set",
+    )
+    add(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="number of training examples, drawn by each seed (default: all)",
+    )
+    add(
+        "--label-noise",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the training and validation labels that each seed makes wrong "
+        "(default: 0)",
+    )
+    add(
+        "--data-dir",
+        metavar="FOLDER",
+        help="where the files of mnist or fashion_mnist are, in IDX format, packed "
+        "with gzip or not (default: downloaded by Keras)",
+    )
+
+
+def data_of(arguments: argparse.Namespace) -> Any:
+    """The problem that the options name.
+
+    Raises:
+        InputError: If there is none.
+    """
+    from keras_scaled_l2.experiments.problems import load_problem
+
+    return load_problem(
+        arguments.problem,
+        task=arguments.task,
+        standardize=arguments.standardize,
+        samples=arguments.samples,
+        label_noise=arguments.label_noise,
+        data_dir=arguments.data_dir,
+    )
+
+
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """Add the option that bounds what trains at the same time."""
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="GIB",
+        help="that trainings which run at the same time may take, all together "
+        "(default: 2)",
+    )
+
+
+def add_place(parser: argparse.ArgumentParser, default: str, what: str) -> None:
+    """Add the options that say where everything goes, and how much is said.
+
+    Args:
+        parser: The parser of a command.
+        default: The directory by default.
+        what: What goes there.
+    """
+    add = parser.add_argument
+    add(
+        "--directory",
+        default=default,
+        help=f"where {what} go; the same command goes on where it was stopped "
+        "(default: %(default)s)",
+    )
+    add("--quiet", action="store_true", help="show no progress, only the table")
+
+
+def given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options of these names that were given."""
+    found = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def names(text: str) -> list[str]:
+    """Words joined by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def joined(kind: type, example: str) -> Callable[[str], list[Any]]:
+    """A type of an option: numbers of a kind, joined by commas.
+
+    Args:
+        kind: ``int`` or ``float``.
+        example: For the error.
+    """
+
+    def parse(text: str) -> list[Any]:
+        try:
+            return [kind(part) for part in names(text)]
+        except ValueError:
+            numbers = "whole numbers" if kind is int else "numbers"
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: expected {numbers} joined by commas, as {example}"
+            ) from None
+
+    return parse
