@@ -34,6 +34,8 @@ if WANTED == "jax":
     jax.config.update("jax_compilation_cache_dir", _CACHE.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # Programs of tests run for milliseconds: better code costs more than it saves.
+    jax.config.update("jax_disable_most_optimizations", True)
 
 # The same examples in every run, and no clock: the machine is shared.
 settings.register_profile("keras_scaled_l2", derandomize=True, deadline=None)

@@ -115,7 +115,7 @@ def violations(sources):
         within = inside(source, sources)
         experiment = module.split(".")[0] == "experiments"
         library = not experiment and module not in COMMANDS
-        room = module == "gradients" or module.startswith("backends.")
+        room = module.split(".")[0] == "backends"
         if not room and roots & BACKENDS:
             found.append(f"{module} imports the backend {sorted(roots & BACKENDS)}")
         if library and not room and asks_for_the_backend(source):

@@ -1,222 +1,243 @@
-"""JAX: programs of pure functions, over one job or a batch of them."""
+"""JAX: a step's gradients."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import keras
 import numpy as np
 from keras import ops
 
-from keras_scaled_l2.backends.loop import Data, Trainee, Values
+from keras_scaled_l2.backends import plain
+from keras_scaled_l2.backends.contract import Measure, Tensor
+from keras_scaled_l2.backends.plain import (
+    data_summand,
+    loss_scale,
+    penalty_scope,
+    runs_in_xla,
+    shadow,
+    sum_of_squares,
+    to_numpy,
+    whole_gradient,
+)
+
+__all__ = [
+    "can_store",
+    "data_summand",
+    "gradient_function",
+    "interceptor",
+    "is_known",
+    "loss_gradients",
+    "metric_values",
+    "penalty_line",
+    "penalty_scope",
+    "runs_in_xla",
+    "shift_gradients",
+    "squared_norms",
+    "sum_of_squares",
+    "to_numpy",
+    "value_and_slopes",
+    "whole_gradient",
+]
 
 
-class JaxState(NamedTuple):
-    """Everything that a step reads, and what it changes of it."""
+def squared_norms(
+    gradient: Tensor,
+    scale: Tensor | None,
+    factor: Tensor | None,
+    weight: Tensor,
+    *,
+    in_xla: bool = False,
+) -> Tensor:
+    """See ``contract.Backend``."""
+    # XLA would see that the gradient holds factor * weight already, and write that
+    # product to memory for both: a third of what a measured step added.
+    barred = None if factor is None else jax.lax.optimization_barrier(factor)
+    return plain.squared_norms(gradient, scale, barred, weight)
 
-    trainable: list[Any]
-    other: list[Any]
-    optimizer: list[Any]
-    coefficients: Any
-    decay: Any
 
+def interceptor(
+    model: keras.Model, slot: keras.Variable, given: keras.Variable, measure: Measure
+) -> Callable[[], Callable[[], None]]:
+    """See ``contract.Backend``.
 
-class TrainingLoop:
-    """See ``backends.loop.TrainingLoop``: ``fori_loop`` over steps, ``vmap`` over jobs.
-
-    Args:
-        trainee: What to train.
-        batched: Whether states hold several jobs.
+    Gradients pass ``stateless_apply``, numbers leave with the state.
     """
+    optimizer = model.optimizer
+    apply, train_step = optimizer.stateless_apply, model.train_step
+    captured: list[tuple[Sequence[Any], ...]] = []
 
-    batches_jobs = jax.default_backend() != "cpu"
-    side_by_side = not batches_jobs
-    keeps_state = False
-
-    def __init__(self, trainee: Trainee, *, batched: bool = False) -> None:
-        self._trainee = trainee
-        parameters = inspect.signature(trainee.network.call).parameters
-        self._knows_training = "training" in parameters
-        self._batched = batched
-        self._step = self._compile(self._measured_step, (None, 0), True)
-        self._steps = self._compile(self._many_steps, (None, 0, None, None), True)
-        self._evaluate = self._compile(self._outputs)
-        self._squares = self._compile(self._gradient_squares)
-        self._copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x))
-
-    def _compile(
-        self,
-        function: Any,
-        axes: tuple[int | None, ...] = (None, None),
-        donate: bool = False,
+    def stateless_apply(
+        optimizer_variables: Sequence[Any],
+        grads: Sequence[Any],
+        trainable_variables: Sequence[Any],
     ) -> Any:
-        if self._batched:
-            # Data are there once, whatever the number of jobs.
-            function = jax.vmap(function, in_axes=(0, *axes))
-        if not donate:
-            return jax.jit(function)
+        captured[:] = [(optimizer_variables, grads, trainable_variables)]
+        return apply(optimizer_variables, grads, trainable_variables)
 
-        def masked(state: JaxState, active: Any, *arguments: Any) -> Any:
-            new, *measured = function(state, *arguments)
-            if self._batched:
-                new = jax.tree.map(lambda a, b: _where(active, a, b), new, state)
-            return new, *measured
+    def measured_step(state: tuple[Any, ...], data: Any) -> tuple[Any, Any]:
+        captured.clear()
+        others = zip(model.non_trainable_variables, state[1], strict=True)
+        logs, state = train_step(state, data)
+        if not captured:
+            return logs, state
+        optimizer_values, gradients, values = captured.pop()
+        mapping = [*others, *zip(optimizer.variables, optimizer_values, strict=True)]
+        ids = [id(v) for v in model.trainable_variables]
+        metrics = list(state[3])
+        # Outside this scope a variable is the constant that it was at the trace.
+        with keras.StatelessScope(state_mapping=mapping):
+            stored = measure(
+                dict(zip(ids, gradients, strict=True)),
+                dict(zip(ids, values, strict=True)),
+                loss_scale(optimizer),
+                metrics[_position(model, given)],
+            )
+        if stored is not None:
+            metrics[_position(model, slot)] = stored
+        return logs, (*state[:3], metrics)
 
-        return jax.jit(masked, donate_argnums=0)
+    def install() -> Callable[[], None]:
+        undo_apply = shadow(optimizer, "stateless_apply", stateless_apply)
+        undo_step = shadow(model, "train_step", measured_step)
 
-    def put(self, x: np.ndarray, y: np.ndarray) -> Data:
-        """Bring data to the device."""
-        return jnp.asarray(x), jnp.asarray(y)
+        def undo() -> None:
+            undo_apply()
+            undo_step()
 
-    def seed(self, number: int) -> None:
-        """Programs draw from nothing but Keras's seeds."""
+        return undo
 
-    def start(self, jobs: Sequence[Values]) -> JaxState:
-        """The state that jobs start from."""
-        # Copies: what a step is given it writes over.
-        if self._batched:
-            stacked = jax.tree.map(lambda *values: jnp.stack(values), *jobs)
-        else:
-            (job,) = jobs
-            stacked = jax.tree.map(lambda value: jnp.array(value, copy=True), job)
-        return JaxState(*stacked)
-
-    def step(
-        self, state: JaxState, data: Data, chosen: np.ndarray, active: np.ndarray
-    ) -> tuple[JaxState, Any, Any]:
-        """One measured step on the chosen examples."""
-        found: tuple[JaxState, Any, Any] = self._step(state, active, data, chosen)
-        return found
-
-    def steps(
-        self,
-        state: JaxState,
-        data: Data,
-        order: np.ndarray,
-        span: tuple[int, int],
-        active: np.ndarray,
-    ) -> tuple[JaxState, Any]:
-        """The steps of a span of an order."""
-        found: tuple[JaxState, Any] = self._steps(
-            state, active, data, order, *np.array(span, np.int32)
-        )
-        return found
-
-    def evaluate(
-        self, state: JaxState, data: Data, chosen: np.ndarray
-    ) -> tuple[Any, Any]:
-        """Sums and outputs on the chosen examples."""
-        found: tuple[Any, Any] = self._evaluate(state, data, chosen)
-        return found
-
-    def gradient_squares(self, state: JaxState, data: Data, chosen: np.ndarray) -> Any:
-        """Sums of squares of weights and data gradients, without a step."""
-        return self._squares(state, data, chosen)
-
-    def keep(
-        self,
-        state: JaxState,
-        better: np.ndarray,
-        kept: tuple[list[Any], list[Any]] | None,
-    ) -> tuple[list[Any], list[Any]]:
-        """A copy of the weights of those jobs that are better."""
-        new: tuple[list[Any], list[Any]] = self._copy((state.trainable, state.other))
-        if kept is None or not self._batched:
-            return new
-        mixed: tuple[list[Any], list[Any]] = jax.tree.map(
-            lambda a, b: _where(better, a, b), new, kept
-        )
-        return mixed
-
-    def go_back(self, state: JaxState, kept: tuple[list[Any], list[Any]]) -> JaxState:
-        """The state with the weights that were kept."""
-        return state._replace(trainable=kept[0], other=kept[1])
-
-    def weights(self, state: JaxState) -> list[list[np.ndarray]]:
-        """Trainable, then other variables of each job."""
-        values = [np.asarray(v) for v in (*state.trainable, *state.other)]
-        if not self._batched:
-            return [values]
-        return [[v[k] for v in values] for k in range(len(state.decay))]
-
-    def fetch(self, tensor: Any) -> np.ndarray:
-        """A result as a NumPy array."""
-        return np.asarray(tensor)
-
-    def _forward(
-        self, trainable: Any, state: JaxState, batch: Data, training: bool
-    ) -> Any:
-        x, y = batch
-        # stateless_call goes to call() itself, which need not know of training.
-        options = {"training": training} if self._knows_training else {}
-        outputs, other, own = self._trainee.network.stateless_call(
-            trainable, state.other, x, return_losses=True, **options
-        )
-        return self._trainee.data_loss(y, outputs, own), (outputs, other)
-
-    def _gradients(self, state: JaxState, batch: Data, training: bool) -> Any:
-        differentiate = jax.value_and_grad(self._forward, has_aux=True)
-        return differentiate(state.trainable, state, batch, training)
-
-    def _one_step(self, state: JaxState, batch: Data) -> Any:
-        """``(new state, sums, squares of the weights, data gradients)``."""
-        trainee, c = self._trainee, state.coefficients
-        (loss, (outputs, other)), gradients = self._gradients(state, batch, True)
-        squares = trainee.squares(state.trainable)
-        sums = trainee.sums(batch[1], outputs, loss, squares, c)
-        weights = state.trainable
-        total = trainee.penalized_gradients(gradients, weights, c)
-        if trainee.decays:
-            weights = trainee.decayed(weights, state.decay, self._rate(state))
-        trainable, optimizer = trainee.optimizer.stateless_apply(
-            state.optimizer, total, weights
-        )
-        new = state._replace(
-            trainable=list(trainable), other=list(other), optimizer=list(optimizer)
-        )
-        return new, sums, squares, gradients
-
-    def _measured_step(self, state: JaxState, data: Data, chosen: Any) -> Any:
-        new, sums, squares, gradients = self._one_step(state, _take(data, chosen))
-        return new, sums, jnp.stack([squares, self._trainee.squares(gradients)])
-
-    def _many_steps(
-        self, state: JaxState, data: Data, order: Any, start: Any, stop: Any
-    ) -> Any:
-        def body(i: Any, carried: Any) -> Any:
-            state, sums = carried
-            new, more, *_ = self._one_step(state, _take(data, order[i]))
-            return new, sums + more
-
-        return jax.lax.fori_loop(start, stop, body, (state, jnp.zeros(3)))
-
-    def _outputs(self, state: JaxState, data: Data, chosen: Any) -> Any:
-        trainee, batch = self._trainee, _take(data, chosen)
-        loss, (outputs, _) = self._forward(state.trainable, state, batch, False)
-        squares = trainee.squares(state.trainable)
-        sums = trainee.sums(batch[1], outputs, loss, squares, state.coefficients)
-        return sums, outputs
-
-    def _gradient_squares(self, state: JaxState, data: Data, chosen: Any) -> Any:
-        _, gradients = self._gradients(state, _take(data, chosen), False)
-        squares = self._trainee.squares
-        return jnp.stack([squares(state.trainable), squares(gradients)])
-
-    def _rate(self, state: JaxState) -> Any:
-        optimizer = self._trainee.optimizer
-        mapping = zip(optimizer.variables, state.optimizer, strict=True)
-        with keras.StatelessScope(state_mapping=list(mapping)):
-            return ops.convert_to_tensor(optimizer.learning_rate)
+    return install
 
 
-def _take(data: Data, chosen: Any) -> Data:
-    x, y = data
-    return jnp.take(x, chosen, axis=0), jnp.take(y, chosen, axis=0)
+def value_and_slopes(
+    function: Callable[[Sequence[Tensor]], Tensor], count: int
+) -> tuple[Tensor, list[Tensor]]:
+    """See ``contract.Backend``."""
+    outer = _open_scope()
+
+    def of_shifts(shifts: Any) -> tuple[Any, Any]:
+        parts = [shifts[i] for i in range(count)]
+        if outer is None:
+            return ops.convert_to_tensor(function(parts)), None
+        # What is assigned must leave this function as a result.
+        with keras.StatelessScope(collect_losses=outer.collect_losses) as inner:
+            inner.state_mapping.update(outer.state_mapping)
+            inner.losses.extend(outer.losses)
+            value = ops.convert_to_tensor(function(parts))
+        return value, (inner.state_mapping, inner.losses)
+
+    differentiate = jax.value_and_grad(of_shifts, has_aux=True)
+    (value, assigned), slopes = differentiate(ops.zeros((count,)))
+    if outer is not None:
+        outer.state_mapping.update(assigned[0])
+        outer.losses[:] = assigned[1]
+    return value, [slopes[i] for i in range(count)]
 
 
-def _where(mask: Any, a: Any, b: Any) -> Any:
-    return jnp.where(jnp.reshape(mask, (-1,) + (1,) * (a.ndim - 1)), a, b)
+def penalty_line() -> str:
+    """See ``contract.Backend``."""
+    return (
+        "`y_pred, non_trainable_variables, losses = self.stateless_call("
+        "trainable_variables, non_trainable_variables, x, training=True, "
+        "return_losses=True)`, then `loss = loss + sum(losses)`"
+    )
+
+
+def metric_values(
+    model: keras.Model, variables: Sequence[keras.Variable], step_result: Any
+) -> list[Any]:
+    """See ``contract.Backend``."""
+    metrics = step_result[1][3]
+    return [np.asarray(metrics[_position(model, v)]) for v in variables]
+
+
+def can_store() -> bool:
+    """See ``contract.Backend``."""
+    return _open_scope() is not None
+
+
+def is_known(variables: Sequence[keras.Variable]) -> bool:
+    """See ``contract.Backend``."""
+    outer = _open_scope()
+    return outer is None or all(
+        outer.get_current_value(v) is not None for v in variables
+    )
+
+
+def _open_scope() -> Any:
+    """The ``StatelessScope`` in which this is called, or ``None``."""
+    # Entering a scope tells which one was open before; Keras exports no other way.
+    with keras.StatelessScope(initialize_variables=False) as scope:
+        return scope.original_scope
+
+
+def _position(model: keras.Model, variable: keras.Variable) -> int:
+    return next(i for i, v in enumerate(model.metrics_variables) if v is variable)
+
+
+def loss_gradients(
+    model: keras.Model, loss: Callable[[], Tensor]
+) -> list[Tensor | None]:
+    """See ``contract.Backend``."""
+    values = [v.value for v in model.trainable_variables]
+    return list(_gradients_at(model, loss)(values, []))
+
+
+def gradient_function(
+    model: keras.Model, loss: Callable[..., Tensor]
+) -> Callable[..., list[Tensor | None]]:
+    """See ``contract.Backend``."""
+
+    def gradients(values: Any, others: Any, arguments: Any) -> Any:
+        at = _gradients_at(model, lambda: loss(*arguments))
+        return at(values, list(zip(model.non_trainable_variables, others, strict=True)))
+
+    compiled = jax.jit(gradients)
+
+    def call(*arguments: Tensor) -> list[Tensor | None]:
+        values = [v.value for v in model.trainable_variables]
+        others = [v.value for v in model.non_trainable_variables]
+        return list(compiled(values, others, arguments))
+
+    return call
+
+
+def _gradients_at(model: keras.Model, loss: Callable[[], Tensor]) -> Any:
+    """A function of the trainable variables' values, and of ``(variable, value)``."""
+    variables = model.trainable_variables
+
+    def at(values: Sequence[Any], others: Sequence[Any]) -> Any:
+        mapping = [*zip(variables, values, strict=True), *others]
+        # Collected, or losses that layers add in their call would be dropped.
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
+            return loss()
+
+    return lambda values, others: list(jax.grad(at)(values, others))
+
+
+def shift_gradients(model: keras.Model, function: Any, directions: Any) -> Any:
+    """See ``contract.Backend``."""
+
+    def gradients(values: Any, others: Any, x: Any, shifts: Any) -> Any:
+        variables = [*model.trainable_variables, *model.non_trainable_variables]
+        mapping = list(zip(variables, [*values, *others], strict=True))
+
+        def at(shifts: Any) -> Any:
+            with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
+                return function(x, shifts)
+
+        outputs, pull, seen = jax.vjp(at, shifts, has_aux=True)
+        (found,) = jax.vmap(pull)(directions(outputs))
+        return outputs, seen, found
+
+    compiled = jax.jit(gradients)
+
+    def call(x: Tensor, shifts: Sequence[Tensor]) -> Any:
+        values = [v.value for v in model.trainable_variables]
+        others = [v.value for v in model.non_trainable_variables]
+        return compiled(values, others, x, list(shifts))
+
+    return call

@@ -1,202 +1,183 @@
-"""TensorFlow: a compiled loop over the steps, on variables; one job at a time."""
+"""TensorFlow: a step's gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
-from keras_scaled_l2.backends.loop import Data, Trainee, Values
-from keras_scaled_l2.counts import elements
+from keras_scaled_l2.backends import plain
+from keras_scaled_l2.backends.contract import Tensor
+from keras_scaled_l2.backends.plain import (
+    can_store,
+    interceptor,
+    is_known,
+    penalty_line,
+)
 
-XLA_WEIGHTS = 0
-"""From so many weights on XLA is faster than kernel by kernel, here on processors."""
+__all__ = [
+    "can_store",
+    "data_summand",
+    "gradient_function",
+    "interceptor",
+    "is_known",
+    "loss_gradients",
+    "metric_values",
+    "penalty_line",
+    "penalty_scope",
+    "runs_in_xla",
+    "shift_gradients",
+    "squared_norms",
+    "sum_of_squares",
+    "to_numpy",
+    "value_and_slopes",
+    "whole_gradient",
+]
+
+# Operations of the gradients are named after those of the loss.
+_PENALTY_SCOPE = "keras_scaled_l2_penalty"
+# Fewer rows than the 32 that XLA adds up in windows; so near to each other that a
+# processor's cache holds them.
+_XLA_BLOCK = (16, 128)
 
 
-class TrainingLoop:
-    """See ``backends.loop.TrainingLoop``; a state is the variables themselves.
+def sum_of_squares(w: Tensor) -> Tensor:
+    """See ``contract.Backend``."""
+    # A kernel of its own, with the gradient w: no full-size square.
+    return 2.0 * tf.nn.l2_loss(w)
 
-    Args:
-        trainee: What to train.
-        batched: Must be false.
+
+def squared_norms(
+    gradient: Tensor,
+    scale: Tensor | None,
+    factor: Tensor | None,
+    weight: Tensor,
+    *,
+    in_xla: bool = False,
+) -> Tensor:
+    """See ``contract.Backend``."""
+    data = plain.difference(gradient, scale, factor, weight)
+    weight = plain.summable(ops.cast(weight, "float32"))
+    if in_xla:
+        return tf.stack([_sum_of_squares_in_xla(data), sum_of_squares(weight)])
+    return tf.stack([sum_of_squares(plain.summable(data)), sum_of_squares(weight)])
+
+
+def _sum_of_squares_in_xla(x: Tensor) -> Tensor:
+    """Sum of squares of what is computed on the way, in XLA.
+
+    It adds a long dimension in windows of 32, and writes what it adds to memory before;
+    sums of fewer are fused with what they add. The root keeps the two sums apart.
     """
-
-    batches_jobs = False
-    side_by_side = not tf.config.list_physical_devices("GPU")
-    keeps_state = True
-
-    def __init__(self, trainee: Trainee, *, batched: bool = False) -> None:
-        if batched:
-            raise NotImplementedError("TensorFlow trains one job at a time.")
-        self._trainee = trainee
-        self._trainable = [v.value for v in trainee.network.trainable_variables]
-        self._other = [v.value for v in trainee.network.non_trainable_variables]
-        self._optimizer = [v.value for v in trainee.optimizer.variables]
-        self._coefficients = tf.Variable(tf.zeros(len(trainee.penalized)))
-        self._decay = tf.Variable(0.0)
-        size = sum(elements(v.shape) for v in self._trainable)
-        self._compile(jit_compile=size >= XLA_WEIGHTS)
-
-    def _compile(self, jit_compile: bool) -> None:
-        options: dict[str, Any] = {
-            "jit_compile": jit_compile,
-            "autograph": False,
-            "reduce_retracing": False,
-        }
-        self._step = tf.function(self._measured_step, **options)
-        self._steps = tf.function(self._many_steps, **options)
-        self._evaluate = tf.function(self._outputs, **options)
-        self._squares = tf.function(self._gradient_squares, **options)
-
-    @property
-    def _state(self) -> list[Any]:
-        return [
-            *self._trainable, *self._other, *self._optimizer,
-            self._coefficients, self._decay,
-        ]  # fmt: skip
-
-    def put(self, x: np.ndarray, y: np.ndarray) -> Data:
-        """Bring data to the device."""
-        return tf.constant(x), tf.constant(y)
-
-    def seed(self, number: int) -> None:
-        """Programs draw from nothing but Keras's seeds."""
-
-    def start(self, jobs: Sequence[Values]) -> list[Any]:
-        """Give the variables the values that a job starts from."""
-        (job,) = jobs
-        values = [
-            *job.trainable, *job.other, *job.optimizer, job.coefficients, job.decay,
-        ]  # fmt: skip
-        for variable, value in zip(self._state, values, strict=True):
-            variable.assign(value)
-        return self._state
-
-    def step(
-        self, state: list[Any], data: Data, chosen: np.ndarray, active: np.ndarray
-    ) -> tuple[list[Any], Any, Any]:
-        """One measured step on the chosen examples."""
-        return state, *self._step(*data, tf.constant(chosen))
-
-    def steps(
-        self,
-        state: list[Any],
-        data: Data,
-        order: np.ndarray,
-        span: tuple[int, int],
-        active: np.ndarray,
-    ) -> tuple[list[Any], Any]:
-        """The steps of a span of an order."""
-        bounds = [tf.constant(end) for end in span]
-        return state, self._steps(*data, tf.constant(order), *bounds)
-
-    def evaluate(
-        self, state: list[Any], data: Data, chosen: np.ndarray
-    ) -> tuple[Any, Any]:
-        """Sums and outputs on the chosen examples."""
-        found: tuple[Any, Any] = self._evaluate(*data, tf.constant(chosen))
-        return found
-
-    def gradient_squares(self, state: list[Any], data: Data, chosen: np.ndarray) -> Any:
-        """Sums of squares of weights and data gradients, without a step."""
-        return self._squares(*data, tf.constant(chosen))
-
-    def keep(self, state: list[Any], better: np.ndarray, kept: Any) -> list[Any]:
-        """A copy of the weights."""
-        return [tf.identity(v) for v in (*self._trainable, *self._other)]
-
-    def go_back(self, state: list[Any], kept: list[Any]) -> list[Any]:
-        """Give the variables the values that were kept."""
-        for variable, value in zip((*self._trainable, *self._other), kept, strict=True):
-            variable.assign(value)
-        return state
-
-    def weights(self, state: list[Any]) -> list[list[np.ndarray]]:
-        """Trainable, then other variables of the job."""
-        return [[v.numpy() for v in (*self._trainable, *self._other)]]
-
-    def fetch(self, tensor: Any) -> np.ndarray:
-        """A result as a NumPy array."""
-        return np.asarray(tensor.numpy())
-
-    def _forward(self, x: Any, y: Any, training: bool) -> tuple[Any, Any]:
-        network = self._trainee.network
-        outputs = network(x, training=training)
-        return self._trainee.data_loss(y, outputs, network.losses), outputs
-
-    def _gradients(self, x: Any, y: Any, training: bool) -> tuple[Any, Any, list[Any]]:
-        with tf.GradientTape() as tape:
-            loss, outputs = self._forward(x, y, training)
-        found = tape.gradient(
-            loss, self._trainable, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-        # Rows of an embedding that a batch uses twice stand twice in IndexedSlices.
-        return loss, outputs, [tf.convert_to_tensor(g) for g in found]
-
-    def _one_step(self, x: Any, y: Any) -> tuple[Any, Any, list[Any]]:
-        """``(sums, squares of the weights, data gradients)``."""
-        trainee, c = self._trainee, self._coefficients
-        loss, outputs, gradients = self._gradients(x, y, training=True)
-        weights = [tf.convert_to_tensor(v) for v in self._trainable]
-        squares = self._squares_of(weights)
-        sums = trainee.sums(y, outputs, loss, squares, c)
-        total = trainee.penalized_gradients(gradients, weights, c)
-        if trainee.decays:
-            rate = tf.convert_to_tensor(trainee.optimizer.learning_rate)
-            decayed = trainee.decayed(weights, self._decay, rate)
-            for i in trainee.penalized:
-                self._trainable[i].assign(decayed[i])
-        trainee.optimizer.apply(total, trainee.network.trainable_variables)
-        return sums, squares, gradients
-
-    def _measured_step(self, x: Any, y: Any, chosen: Any) -> tuple[Any, Any]:
-        sums, squares, gradients = self._one_step(*_take(x, y, chosen))
-        return sums, tf.stack([squares, self._squares_of(gradients)])
-
-    def _many_steps(self, x: Any, y: Any, order: Any, start: Any, stop: Any) -> Any:
-        def body(i: Any, sums: Any) -> tuple[Any, Any]:
-            more, *_ = self._one_step(*_take(x, y, order[i]))
-            return i + 1, sums + more
-
-        first = (start, tf.zeros(3))
-        condition = lambda i, sums: i < stop  # noqa: E731
-        return tf.while_loop(condition, body, first, parallel_iterations=1)[1]
-
-    def _outputs(self, x: Any, y: Any, chosen: Any) -> tuple[Any, Any]:
-        x, y = _take(x, y, chosen)
-        loss, outputs = self._forward(x, y, training=False)
-        squares = self._squares_of(self._trainable)
-        sums = self._trainee.sums(y, outputs, loss, squares, self._coefficients)
-        return sums, outputs
-
-    def _gradient_squares(self, x: Any, y: Any, chosen: Any) -> Any:
-        *_, gradients = self._gradients(*_take(x, y, chosen), training=False)
-        return tf.stack(
-            [self._squares_of(self._trainable), self._squares_of(gradients)]
-        )
-
-    def _squares_of(self, tensors: Sequence[Any]) -> Any:
-        """As ``Trainee.squares``, faster."""
-        places = self._trainee.penalized
-        return tf.stack([_sum_of_squares(tensors[i]) for i in places])
+    flat = ops.reshape(x, (-1,))
+    rows, columns = _XLA_BLOCK
+    whole = flat.shape[0] - flat.shape[0] % (rows * columns)
+    if not whole:
+        return sum_of_squares(flat)
+    blocks = ops.reshape(flat[:whole], (-1, rows, columns))
+    norms = ops.sqrt(ops.sum(ops.square(blocks), axis=1))
+    return sum_of_squares(norms) + sum_of_squares(flat[whole:])
 
 
-def _take(x: Any, y: Any, chosen: Any) -> tuple[Any, Any]:
-    return tf.gather(x, chosen), tf.gather(y, chosen)
+def penalty_scope() -> contextlib.AbstractContextManager[Any]:
+    """See ``contract.Backend``."""
+    scope: contextlib.AbstractContextManager[Any] = tf.name_scope(_PENALTY_SCOPE)
+    return scope
 
 
-def _sum_of_squares(w: Any) -> Any:
-    """Four sums side by side, in float32 or better.
+def data_summand(gradient: Tensor) -> Tensor | None:
+    """See ``contract.Backend``.
 
-    XLA adds one number after the other on a processor, a nanosecond each, which four
-    sums leave to vector instructions: 0.03 instead of 0.43 ms for 400,000 weights.
+    The graph adds the two up at the end; what it adds is there to read, exact and at no
+    cost.
     """
-    w = tf.reshape(w, [-1])
-    if w.dtype not in (tf.float32, tf.float64):
-        w = tf.cast(w, tf.float32)
-    quarter = w.shape[0] // 4
-    parts = [w[k * quarter : (k + 1) * quarter] for k in range(4)]
-    squares = tf.add_n([tf.square(part) for part in parts])
-    return tf.reduce_sum(squares) + tf.reduce_sum(tf.square(w[4 * quarter :]))
+    if not isinstance(gradient, tf.Tensor) or tf.executing_eagerly():
+        return None
+    parts = list(gradient.op.inputs) if gradient.op.type == "AddN" else []
+    data = [part for part in parts if _PENALTY_SCOPE not in part.op.name]
+    if len(data) + 1 != len(parts):
+        return None
+    return data[0] if len(data) == 1 else tf.add_n(data)
+
+
+def value_and_slopes(
+    function: Callable[[Sequence[Tensor]], Tensor], count: int
+) -> tuple[Tensor, list[Tensor]]:
+    """See ``contract.Backend``."""
+    shifts = tf.zeros((count,), keras.config.floatx())
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(shifts)
+        value = function(tf.unstack(shifts, num=count))
+    none = tf.UnconnectedGradients.ZERO
+    slopes = tape.gradient(value, shifts, unconnected_gradients=none)
+    return value, list(tf.unstack(slopes, num=count))
+
+
+def runs_in_xla(model: keras.Model) -> bool:
+    """See ``contract.Backend``."""
+    return bool(model.jit_compile) and not model.run_eagerly
+
+
+def metric_values(
+    model: keras.Model, variables: Sequence[keras.Variable], step_result: Any
+) -> list[Any]:
+    """See ``contract.Backend``."""
+    return [to_numpy(v) for v in variables]
+
+
+def to_numpy(x: Tensor) -> Any:
+    """See ``contract.Backend``."""
+    # NumPy cannot read a variable of many replicas, nor a scalar of bfloat16.
+    return np.asarray(tf.convert_to_tensor(x).numpy())
+
+
+def whole_gradient(gradient: Tensor) -> Tensor:
+    """See ``contract.Backend``."""
+    # Rows of an embedding that a batch uses twice stand twice in IndexedSlices.
+    gradient = tf.convert_to_tensor(gradient)
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return gradient
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, gradient)
+
+
+def loss_gradients(
+    model: keras.Model, loss: Callable[[], Tensor]
+) -> list[Tensor | None]:
+    """See ``contract.Backend``."""
+    with tf.GradientTape() as tape:
+        value = loss()
+    gradients = tape.gradient(value, [v.value for v in model.trainable_variables])
+    return [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+
+
+def gradient_function(
+    model: keras.Model, loss: Callable[..., Tensor]
+) -> Callable[..., list[Tensor | None]]:
+    """See ``contract.Backend``."""
+    return lambda *arguments: loss_gradients(model, lambda: loss(*arguments))
+
+
+def shift_gradients(model: keras.Model, function: Any, directions: Any) -> Any:
+    """See ``contract.Backend``."""
+    return functools.partial(_shift_gradients, function, directions)
+
+
+def _shift_gradients(
+    function: Any, directions: Any, x: Tensor, shifts: Sequence[Tensor]
+) -> tuple[Tensor, Any, Any]:
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        tape.watch(shifts)
+        outputs, others = function(x, shifts)
+    along = tf.unstack(directions(outputs))
+    none = tf.UnconnectedGradients.ZERO
+    rows = [
+        tape.gradient(outputs, shifts, d, unconnected_gradients=none) for d in along
+    ]
+    return outputs, others, [tf.stack(column) for column in zip(*rows, strict=True)]

@@ -1,168 +1,183 @@
-"""PyTorch: a plain loop without Keras's trainer; one job at a time."""
+"""PyTorch: a step's gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
+import keras
 import torch
 from keras import ops
 
-from keras_scaled_l2.backends.loop import Data, Trainee, Values
+from keras_scaled_l2.backends import plain
+from keras_scaled_l2.backends.contract import Measure, Tensor
+from keras_scaled_l2.backends.plain import (
+    can_store,
+    data_summand,
+    is_known,
+    metric_values,
+    penalty_line,
+    penalty_scope,
+    runs_in_xla,
+    to_numpy,
+    whole_gradient,
+)
+
+__all__ = [
+    "can_store",
+    "data_summand",
+    "gradient_function",
+    "interceptor",
+    "is_known",
+    "loss_gradients",
+    "metric_values",
+    "penalty_line",
+    "penalty_scope",
+    "runs_in_xla",
+    "shift_gradients",
+    "squared_norms",
+    "sum_of_squares",
+    "to_numpy",
+    "value_and_slopes",
+    "whole_gradient",
+]
+
+# 512 squares add up in float32 with an error below 1e-6 of their sum, even equal ones,
+# whose rounding does not cancel; one dot product over millions of weights does not (3 %
+# off at 35 million on TensorFlow).
+_ROW = 512
+# Small enough to stay in a processor's cache, a multiple of _ROW.
+_PIECE = 2**20
 
 
-class TrainingLoop:
-    """See ``backends.loop.TrainingLoop``; a state is the variables themselves.
+class _SumOfSquares(torch.autograd.Function):
+    """Torch keeps ``w`` and writes ``w**2`` for the gradient; this does not."""
 
-    Args:
-        trainee: What to train.
-        batched: Must be false: seeded dropout reads its seed in Python, which
-            ``torch.func.vmap`` refuses.
+    @staticmethod
+    def forward(ctx: Any, w: Any) -> Any:
+        ctx.save_for_backward(w)
+        flat = w.reshape(-1)
+        rest = flat.numel() % _ROW
+        if rest == 0:
+            return _row_sums(flat.reshape(-1, _ROW))
+        whole = flat.numel() - rest
+        last = _row_sums(flat[whole:].reshape(1, -1))
+        return _row_sums(flat[:whole].reshape(-1, _ROW)) + last if whole else last
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Any) -> Any:
+        (w,) = ctx.saved_tensors
+        return (2.0 * upstream) * w
+
+
+def _row_sums(rows: Any) -> Any:
+    return torch.linalg.vector_norm(rows, dim=-1).square().sum()
+
+
+sum_of_squares: Callable[[Tensor], Tensor] = _SumOfSquares.apply
+
+
+def squared_norms(
+    gradient: Tensor,
+    scale: Tensor | None,
+    factor: Tensor | None,
+    weight: Tensor,
+    *,
+    in_xla: bool = False,
+) -> Tensor:
+    """See ``contract.Backend``.
+
+    On a processor a piece at a time: each whole tensor would be new memory.
     """
+    with torch.no_grad():
+        g, w = (ops.convert_to_tensor(t).reshape(-1) for t in (gradient, weight))
+        size = _PIECE if g.device.type == "cpu" else max(1, g.numel())
+        sums = [torch.zeros(2, device=g.device)]
+        for start in range(0, g.numel(), size):
+            part = slice(start, start + size)
+            data = _difference(g[part], scale, factor, w[part])
+            rows = [sum_of_squares(data), sum_of_squares(w[part].float())]
+            sums.append(torch.stack(rows))
+        return torch.stack(sums).sum(dim=0)
 
-    batches_jobs = False
-    side_by_side = False
-    keeps_state = True
 
-    def __init__(self, trainee: Trainee, *, batched: bool = False) -> None:
-        if batched:
-            raise NotImplementedError("PyTorch trains one job at a time.")
-        self._trainee = trainee
-        network = trainee.network
-        self._trainable = list(network.trainable_variables)
-        self._other = list(network.non_trainable_variables)
-        self._coefficients: list[float] = []
-        self._decay = 0.0
+def _difference(gradient: Any, scale: Any, factor: Any, weight: Any) -> Any:
+    """As ``plain.difference``, product and subtraction in one pass."""
+    data = plain.difference(gradient, scale, None, weight)
+    if factor is None:
+        return data
+    return torch.addcmul(data, weight.float(), factor, value=-1)
 
-    def put(self, x: np.ndarray, y: np.ndarray) -> Data:
-        """Bring data to the device."""
-        return ops.convert_to_tensor(x), ops.convert_to_tensor(y)
 
-    def seed(self, number: int) -> None:
-        """For torch modules with dropout, which draw from torch's global generator."""
-        torch.manual_seed(number)
+def interceptor(
+    model: keras.Model, slot: keras.Variable, given: keras.Variable, measure: Measure
+) -> Callable[[], Callable[[], None]]:
+    """See ``contract.Backend``."""
+    # Looking variables up by identity is beyond torch.compile; sums of squares are no
+    # faster in it.
+    return plain.interceptor(model, slot, given, torch.compiler.disable(measure))
 
-    def start(self, jobs: Sequence[Values]) -> list[Any]:
-        """Give the variables the values that a job starts from."""
-        (job,) = jobs
-        variables = [*self._trainable, *self._other, *self._trainee.optimizer.variables]
-        values = [*job.trainable, *job.other, *job.optimizer]
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-        self._coefficients = [float(c) for c in job.coefficients]
-        self._decay = float(job.decay)
-        return variables
 
-    def step(
-        self, state: list[Any], data: Data, chosen: np.ndarray, active: np.ndarray
-    ) -> tuple[list[Any], Any, Any]:
-        """One measured step on the chosen examples."""
-        sums, gradients, weights = self._one_step(*_take(data, chosen), measured=True)
-        return state, sums, torch.stack([weights, self._trainee.squares(gradients)])
+def value_and_slopes(
+    function: Callable[[Sequence[Tensor]], Tensor], count: int
+) -> tuple[Tensor, list[Tensor]]:
+    """See ``contract.Backend``."""
+    # It keeps the graph for the step's own backward pass: beyond torch.compile.
+    apart: Callable[..., Any] = torch.compiler.disable(_value_and_slopes)
+    value, slopes = apart(function, count)
+    return value, list(slopes)
 
-    def steps(
-        self,
-        state: list[Any],
-        data: Data,
-        order: np.ndarray,
-        span: tuple[int, int],
-        active: np.ndarray,
-    ) -> tuple[list[Any], Any]:
-        """The steps of a span of an order."""
-        total = torch.zeros(3, device=data[0].device)
-        for chosen in order[slice(*span)]:
-            total += self._one_step(*_take(data, chosen))[0]
-        return state, total
 
-    def evaluate(
-        self, state: list[Any], data: Data, chosen: np.ndarray
-    ) -> tuple[Any, Any]:
-        """Sums and outputs on the chosen examples."""
-        x, y = _take(data, chosen)
-        with torch.no_grad():
-            loss, outputs = self._forward(x, y, training=False)
-            return self._sums(y, outputs, loss, self._weights()), outputs
+def _value_and_slopes(
+    function: Callable[[Sequence[Tensor]], Tensor], count: int
+) -> tuple[Tensor, Any]:
+    training = torch.is_grad_enabled()
+    with torch.enable_grad():
+        shifts = ops.zeros((count,)).requires_grad_(True)
+        value = function(list(shifts.unbind()))
+        slopes = None
+        if value.requires_grad:
+            [slopes] = torch.autograd.grad(
+                value, [shifts], retain_graph=training, allow_unused=True
+            )
+    slopes = torch.zeros_like(shifts) if slopes is None else slopes
+    return value if training else value.detach(), slopes.detach().unbind()
 
-    def gradient_squares(self, state: list[Any], data: Data, chosen: np.ndarray) -> Any:
-        """Sums of squares of weights and data gradients, without a step."""
-        *_, gradients = self._gradients(*_take(data, chosen), training=False)
-        squares = self._trainee.squares
-        return torch.stack([squares(self._weights()), squares(gradients)])
 
-    def keep(self, state: list[Any], better: np.ndarray, kept: Any) -> list[Any]:
-        """A copy of the weights."""
-        return [v.value.detach().clone() for v in (*self._trainable, *self._other)]
+def loss_gradients(
+    model: keras.Model, loss: Callable[[], Tensor]
+) -> list[Tensor | None]:
+    """See ``contract.Backend``."""
+    values = [v.value for v in model.trainable_variables]
+    return list(torch.autograd.grad(loss(), values, allow_unused=True))
 
-    def go_back(self, state: list[Any], kept: list[Any]) -> list[Any]:
-        """Give the variables the values that were kept."""
-        for variable, value in zip((*self._trainable, *self._other), kept, strict=True):
-            variable.assign(value)
-        return state
 
-    def weights(self, state: list[Any]) -> list[list[np.ndarray]]:
-        """Trainable, then other variables of the job."""
-        variables = (*self._trainable, *self._other)
-        return [[np.array(ops.convert_to_numpy(v.value)) for v in variables]]
+def gradient_function(
+    model: keras.Model, loss: Callable[..., Tensor]
+) -> Callable[..., list[Tensor | None]]:
+    """See ``contract.Backend``."""
+    return lambda *arguments: loss_gradients(model, lambda: loss(*arguments))
 
-    def fetch(self, tensor: Any) -> np.ndarray:
-        """A result as a NumPy array."""
-        return np.asarray(ops.convert_to_numpy(tensor))
 
-    def _weights(self) -> list[Any]:
-        return [v.value.detach() for v in self._trainable]
+def shift_gradients(model: keras.Model, function: Any, directions: Any) -> Any:
+    """See ``contract.Backend``."""
+    return functools.partial(_shift_gradients, function, directions)
 
-    def _forward(self, x: Any, y: Any, training: bool) -> tuple[Any, Any]:
-        network = self._trainee.network
-        outputs = network(x, training=training)
-        return self._trainee.data_loss(y, outputs, network.losses), outputs
 
-    def _gradients(self, x: Any, y: Any, training: bool) -> tuple[Any, Any, list[Any]]:
-        loss, outputs = self._forward(x, y, training)
-        values = [v.value for v in self._trainable]
-        found = torch.autograd.grad(loss, values, allow_unused=True)
-        gradients = [
-            torch.zeros_like(v) if g is None else g
-            for v, g in zip(values, found, strict=True)
+def _shift_gradients(
+    function: Any, directions: Any, x: Tensor, shifts: Sequence[Tensor]
+) -> tuple[Tensor, Any, Any]:
+    with torch.enable_grad():
+        shifts = [s.detach().clone().requires_grad_(True) for s in shifts]
+        outputs, others = function(x, shifts)
+    rows = (
+        [
+            torch.autograd.grad(outputs, shifts, d, retain_graph=True)
+            for d in directions(outputs.detach())
         ]
-        return loss.detach(), outputs.detach(), gradients
-
-    def _one_step(
-        self, x: Any, y: Any, measured: bool = False
-    ) -> tuple[Any, list[Any], Any]:
-        """``(sums, data gradients, squares of the weights)``; two only if measured."""
-        trainee = self._trainee
-        loss, outputs, gradients = self._gradients(x, y, training=True)
-        with torch.no_grad():
-            weights = self._weights()
-            sums = self._sums(y, outputs, loss, weights)
-            squares = trainee.squares(weights) if measured else None
-            # Not in place where the gradient is still to be measured, or is another's.
-            places = {g.data_ptr() for g in gradients}
-            copied = measured or len(places) < len(gradients)
-            add = torch.add if copied else torch.Tensor.add_
-            total = list(gradients)
-            for c, i in zip(self._coefficients, trainee.penalized, strict=True):
-                if c:  # an arm without a penalty need not pay
-                    total[i] = add(gradients[i], weights[i], alpha=2.0 * c)
-            if trainee.decays and self._decay:
-                rate = float(ops.convert_to_numpy(trainee.optimizer.learning_rate))
-                for i in trainee.penalized:
-                    weights[i].mul_(1.0 - self._decay * rate)
-            trainee.optimizer.apply(total, self._trainable)
-        return sums, gradients, squares
-
-    def _sums(self, y: Any, outputs: Any, loss: Any, weights: list[Any]) -> Any:
-        trainee = self._trainee
-        if not any(self._coefficients):
-            nothing = torch.zeros((0,), device=loss.device)
-            return trainee.sums(y, outputs, loss, nothing, nothing)
-        squares = trainee.squares(weights)
-        c = torch.tensor(self._coefficients, device=loss.device)
-        return trainee.sums(y, outputs, loss, squares, c)
-
-
-def _take(data: Data, chosen: np.ndarray) -> Data:
-    x, y = data
-    index = torch.as_tensor(chosen, device=x.device)
-    return x[index], y[index]
+        if shifts
+        else []
+    )
+    found = [torch.stack(column) for column in zip(*rows, strict=True)]
+    return outputs.detach(), [o.detach() for o in others], found

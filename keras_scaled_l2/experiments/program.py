@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_scaled_l2.backends import current_backend
+from keras_scaled_l2.backends import training_loop
 from keras_scaled_l2.backends.loop import Data, Trainee, TrainingLoop, Values
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments.architectures import gives_probabilities
@@ -107,7 +107,7 @@ class Program:
         self.right = right_answers(problem.task, self.probabilities)
         optimizer.build(network.trainable_variables)
         place = {id(v): i for i, v in enumerate(network.trainable_variables)}
-        kind = current_backend().TrainingLoop
+        kind = training_loop()
         self.batched: bool = kind.batches_jobs if batched is None else batched
         self.loop: TrainingLoop = kind(
             Trainee(
