@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.rule import Rule, effective_coefficient
 
 Key = tuple[Any, ...]
@@ -28,7 +29,7 @@ def key_of(model: keras.Model) -> Key:
     return (
         getattr(model, "optimizer", None),
         *(getattr(model, name, None) for name in _OPTIONS),
-        getattr(model, "_loss_tracker", None),
+        _keras.loss_tracker(model),
         *weights,
         *(v.regularizer for v in weights),
         *(_coefficient(v) for v in weights),

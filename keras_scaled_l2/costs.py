@@ -12,6 +12,7 @@ import keras
 from keras import ops
 from keras.config import floatx
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.compiled import Key, key_of, same_key
 from keras_scaled_l2.fitting import rebuild_steps
 from keras_scaled_l2.gradients import (
@@ -120,12 +121,12 @@ class CostSplit:
         self._found = (model.train_function, model.test_function)
         self._compute_loss = model.compute_loss
         self.weighs = weighs_penalties(model)
-        model._metrics.append(self._pair)
+        _keras.tracked_metrics(model).append(self._pair)
         covers = {
             "compute_loss": self._split_loss,
             "make_train_function": self._maker("train"),
             "make_test_function": self._maker("test"),
-            "_flatten_metrics_in_order": self._flattener(),
+            _keras.FLATTEN_METRICS: self._flattener(),
         }
         self._undo = [shadow(model, name, cover) for name, cover in covers.items()]
         vars(model)[_INSTALLED] = self
@@ -152,8 +153,8 @@ class CostSplit:
         if self.probe is not None:
             self.probe.remove()
         del vars(model)[_INSTALLED]
-        if any(metric is self._pair for metric in model._metrics):
-            model._metrics.remove(self._pair)
+        if any(metric is self._pair for metric in _keras.tracked_metrics(model)):
+            _keras.tracked_metrics(model).remove(self._pair)
         for undo in reversed(self._undo):
             undo()
         self._undo = []
@@ -272,7 +273,7 @@ class CostSplit:
     def _flattener(self) -> Callable[[Mapping[str, Any]], Any]:
         """Keras's list of ``evaluate``, which keeps its length and order."""
         model = self.model
-        flatten = model._flatten_metrics_in_order
+        flatten = _keras.flatten_metrics(model)
 
         def without_parts(logs: Mapping[str, Any]) -> Any:
             ours = {*NAMES, *(m.name for m in model.metrics if is_ours(m))}
@@ -289,7 +290,7 @@ class CostSplit:
         training: bool = True,
     ) -> Tensor:
         arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight}
-        if self.model._compute_loss_has_training_arg:
+        if _keras.loss_passes_training(self.model):
             arguments["training"] = training
         parts = split_loss(self.model, self._compute_loss, arguments)
         if can_store():
@@ -314,7 +315,7 @@ class CostSplit:
         data, penalty = ops.stop_gradient(data), ops.stop_gradient(penalty)
         if hasattr(self.model, "distribute_strategy"):
             # Under a distribution strategy Keras divides losses by the replicas.
-            share = self.model._aggregate_additional_loss(ops.ones(()))
+            share = _keras.share_of_replicas(self.model)
             data, penalty = data / share, penalty / share
             weights = weights and {v: weight / share for v, weight in weights.items()}
         means = self._pair.again if again else self._pair.first

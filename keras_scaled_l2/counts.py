@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import keras
 
+from keras_scaled_l2 import _keras
+
 
 def elements(shape: Sequence[int | None]) -> int:
     """Number of elements of a shape; 1 for a scalar, 0 where a dimension is 0.
@@ -45,11 +47,10 @@ def walk(model: keras.Layer) -> Iterator[Weight]:
     quantization). A weight shared by several layers belongs to the first one.
     """
     seen: set[int] = set()
-    # Keras has no public walk that tells which layer owns a variable.
-    layers = list(model._flatten_layers())
-    parents = {id(child): layer for layer in layers for child in layer._layers}
+    layers = _keras.layers_within(model)
+    parents = {id(child): layer for layer in layers for child in _keras.children(layer)}
     for layer in layers:
-        for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
+        for variable in _keras.own_variables(layer):
             if id(variable) not in seen:
                 seen.add(id(variable))
                 yield Weight(layer, variable, *_kept_in(layer, variable, parents))

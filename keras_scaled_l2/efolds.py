@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.fitting import current_learning_rate
 from keras_scaled_l2.gradients import to_numpy
 
@@ -186,7 +187,6 @@ def inert_sentence(
 
 def _schedule(optimizer: keras.optimizers.Optimizer) -> Any:
     """The schedule of the learning rate; ``None`` if it is a number."""
-    # Keras's public attribute is the value at this moment, not the schedule.
-    rate = getattr(optimizer, "_learning_rate", None)
+    rate = _keras.given_learning_rate(optimizer)
     schedules = keras.optimizers.schedules
     return rate if isinstance(rate, schedules.LearningRateSchedule) else None

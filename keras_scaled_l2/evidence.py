@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.attaching import check_built
 from keras_scaled_l2.counts import penalized_weights
 from keras_scaled_l2.curvature import loss_of, output_width, rows_per_example
@@ -263,7 +264,7 @@ def present_coefficients(model: keras.Model) -> dict[str, float]:
 
 def refuse_batch_normalization(model: keras.Model) -> None:
     """Refuse a model whose weights may be scale-invariant, with the remedy."""
-    for layer in model._flatten_layers():
+    for layer in _keras.layers_within(model):
         if isinstance(layer, keras.layers.BatchNormalization):
             raise ValueError(
                 f"The model {model.name!r} normalizes by batches ({layer.name!r}): the "

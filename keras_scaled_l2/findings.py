@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.counts import walk
 from keras_scaled_l2.efolds import inert_sentence
 from keras_scaled_l2.fitting import (
@@ -231,7 +232,7 @@ def _feeds_only_batch_norm(layer: keras.Layer) -> bool:
     """Whether all that a linear layer gives goes straight into a normalization."""
     if getattr(layer, "activation", None) not in (None, keras.activations.linear):
         return False
-    users = [node.operation for node in getattr(layer, "_outbound_nodes", [])]
+    users = _keras.users(layer)
     return bool(users) and all(
         isinstance(user, keras.layers.BatchNormalization) for user in users
     )

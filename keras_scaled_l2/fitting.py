@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.gradients import to_numpy
 
 
@@ -31,10 +32,7 @@ def plain_optimizer(
     """
     optimizer = getattr(model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    optimizer_of = getattr(optimizer, "_optimizer_map", None)
-    if variable is None or optimizer_of is None:
-        return optimizer
-    return optimizer_of(variable)
+    return _keras.part_for(optimizer, variable)
 
 
 def accumulated_steps(
@@ -49,7 +47,7 @@ def weight_decay_of(model: keras.Model, variable: keras.Variable) -> float:
     """The decoupled weight decay that the optimizer applies to a variable; or 0."""
     optimizer: Any = plain_optimizer(model, variable)
     decay = getattr(optimizer, "weight_decay", None)
-    return float(decay) if decay and optimizer._use_weight_decay(variable) else 0.0
+    return float(decay) if decay and _keras.decays(optimizer, variable) else 0.0
 
 
 def without_weight_decay(model: keras.Model, variable: keras.Variable) -> str:
@@ -68,7 +66,7 @@ def updates(model: keras.Model) -> int:
 
 def applied_steps(model: keras.Model) -> int:
     """How many gradients the optimizer has been given; several may make one update."""
-    return int(to_numpy(getattr(plain_optimizer(model), "_iterations", 0)))
+    return int(to_numpy(_keras.gradients_given(plain_optimizer(model))))
 
 
 def current_learning_rate(optimizer: keras.optimizers.Optimizer) -> float | None:
@@ -202,9 +200,8 @@ def give_back_variables() -> None:
         groups.append(model.metrics_variables)
         for variables, values in zip(groups, state, strict=True):
             for variable, value in zip(variables, values, strict=True):
-                # Past assign(), which would write into the trace that is open.
-                if variable._value is None:
-                    variable._value = value
+                if not _keras.has_value(variable):
+                    _keras.put_value(variable, value)
         if name == "fit":
             _start_averages(model.optimizer)
 
@@ -217,9 +214,8 @@ def _start_averages(optimizer: Any) -> None:
     """
     if not getattr(optimizer, "use_ema", False) or int(to_numpy(optimizer.iterations)):
         return
-    averages = optimizer._model_variables_moving_average
-    for weight, average in zip(optimizer._trainable_variables, averages, strict=True):
-        average._value = weight._value
+    for weight, average in _keras.averages(optimizer):
+        _keras.put_value(average, _keras.value_behind(weight))
 
 
 def _nearest(name: str) -> FrameType | None:
@@ -244,13 +240,13 @@ def _running_fit(model: keras.Model) -> FrameType | None:
 
 def _count(adapter: Any, steps: int | None) -> Counted:
     """What an adapter tells of an epoch, of so many steps if they were given."""
-    loader = getattr(adapter, "_dataloader", None)
+    loader = _keras.torch_loader(adapter)
     if loader is not None:
         return _count_of_loader(loader)
     sequence = getattr(adapter, "py_dataset", None)
     if sequence is not None:
         return _count_of_sequence(sequence)
-    if hasattr(adapter, "_dataset"):
+    if _keras.tf_dataset(adapter) is not None:
         return _count_of_dataset(adapter, steps)
     try:
         batches, batch_size = adapter.num_batches, adapter.batch_size
@@ -272,7 +268,7 @@ def _count_of_dataset(adapter: Any, steps: int | None) -> Counted:
             return Counted(None, int(size))
         # No batch is smaller: its size is a part of the type.
         return Counted(min(steps or batches, batches) * int(size), int(size))
-    size = _size_of_batches(adapter._dataset)
+    size = _size_of_batches(_keras.tf_dataset(adapter))
     if size is None or batches is None or (steps and steps != batches):
         return Counted(None, size)
     return Counted((batches - 1) * size + 1, size, more=size - 1)

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.curvature import directions, rows_per_example, transformed
 from keras_scaled_l2.gradients import (
@@ -57,7 +58,7 @@ class RowFinder:
         self._model = model
         rows = len(x) * rows_per_example(model)
         self._layers = _factorized(model, x[:1])
-        kernels = {id(layer._kernel) for layer in self._layers}
+        kernels = {id(_keras.kernel_variable(layer)) for layer in self._layers}
         biases = {id(la.bias) for la in self._layers if la.bias is not None}
         self._free = _free(model, rows, penalized)
         self._written = [
@@ -91,12 +92,13 @@ class RowFinder:
         for layer, a, d in zip(self._layers, inputs, found, strict=True):
             # (rows, examples, units) -> (examples x rows, units), divided by root m.
             flat = np.swapaxes(d, 0, 1).reshape(-1, layer.units) / n**0.5
-            if layer._kernel.path in self._grams:
-                grams[layer._kernel.path] = _outer_gram(a, flat)
-            elif layer._kernel.path in self._free:
+            kernel = _keras.kernel_variable(layer).path
+            if kernel in self._grams:
+                grams[kernel] = _outer_gram(a, flat)
+            elif kernel in self._free:
                 each = np.repeat(a, len(flat) // n, axis=0)
                 outer = each[:, :, None] * flat[:, None, :]
-                rows_of[layer._kernel.path] = outer.reshape(len(flat), -1)
+                rows_of[kernel] = outer.reshape(len(flat), -1)
             if layer.bias is not None:
                 rows_of[layer.bias.path] = flat
         if self._explicit is not None:
@@ -216,7 +218,7 @@ def _factorized(model: keras.Model, x: Any) -> list[Any]:
     """Dense layers that are called once, on one vector for each example."""
     layers = [
         layer
-        for layer in model._flatten_layers()
+        for layer in _keras.layers_within(model)
         if type(layer) is keras.layers.Dense
         and layer.quantization_mode is None
         and not layer.lora_enabled

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.counts import Weight, elements, penalized_weights
 from keras_scaled_l2.curvature import loss_of, mean_loss, rows_per_example
 from keras_scaled_l2.evidence import (
@@ -147,7 +148,7 @@ class Learning:
         for group in self._groups:
             group.put(_Penalty(group.rule, group.variable))
         states = [_State(group.variable) for group in self._groups]
-        model._seed_generators.extend(states)
+        _keras.seed_generators(model).extend(states)
         # Past Keras's tracking, and where it looks for what to save.
         vars(model)[_STATES] = states
         rebuild_steps(model)
@@ -241,12 +242,12 @@ def finish_learning(model: keras.Model) -> None:
     if states is None:
         return
     # Frozen ones too: they carry no penalty, but would be thawed with it.
-    for layer in model._flatten_layers():
-        for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
+    for layer in _keras.layers_within(model):
+        for variable in _keras.own_variables(layer):
             if isinstance(variable.regularizer, _Penalty):
                 variable.regularizer = variable.regularizer.rule
     for state in states:
-        model._seed_generators.remove(state)
+        _keras.seed_generators(model).remove(state)
     rebuild_steps(model)
 
 

@@ -9,15 +9,14 @@ from keras import ops
 from keras.config import floatx
 
 # Private, but there since Keras 3.0: the only thing that Keras's callbacks look into.
-from keras.src.trainers.compile_utils import MetricsList
-
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.gradients import Tensor, is_known
 
 NAMES = ("data_loss", "penalty")
 """Keys under which Keras's ``logs`` carry the two parts; their sum is ``loss``."""
 
 
-class PairOfMeans(MetricsList):
+class PairOfMeans(_keras.MetricsList):
     """The two means, held as Keras holds compiled metrics.
 
     Only there does ``EarlyStopping(monitor="val_data_loss")`` look for whether less is
@@ -99,9 +98,6 @@ def names_in_logs(model: keras.Model) -> set[str]:
 
 def _names(metric: keras.Metric) -> list[str]:
     # The compiled metrics are one object that Keras names after itself.
-    inner = getattr(metric, "metrics", None) or [
-        *keras.tree.flatten(getattr(metric, "_user_metrics", None)),
-        *keras.tree.flatten(getattr(metric, "_user_weighted_metrics", None)),
-    ]
+    inner = getattr(metric, "metrics", None) or _keras.unbuilt_metrics(metric)
     named = [m.name for m in inner if hasattr(m, "name")]
     return named or [metric.name]

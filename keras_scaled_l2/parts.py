@@ -10,6 +10,7 @@ import keras
 from keras import ops
 from keras.config import floatx
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.counts import penalized_weights
 from keras_scaled_l2.gradients import (
     Tensor,
@@ -75,8 +76,8 @@ def split_loss(
     summed: list[Tensor] = []
     with (
         _losses_are(model, losses),
-        _recorded(model._compile_loss, "call", compiled),
-        _recorded(model, "_aggregate_additional_loss", summed),
+        _recorded(_keras.compiled_loss(model), "call", compiled),
+        _recorded(model, _keras.ADD_LOSSES, summed),
     ):
         # Keras's own sum of all losses: training is not touched by the split.
         total = compute_loss(**arguments)
@@ -210,12 +211,12 @@ def _losses_are(model: keras.Model, losses: list[Tensor]) -> Iterator[None]:
     """What ``model.losses`` gives meanwhile, so that nothing is computed twice."""
     # Past Keras's and torch's __setattr__, which look for layers and weights.
     attributes = vars(model)
-    before = attributes["_losses_override"]
-    attributes["_losses_override"] = losses
+    before = attributes[_keras.LOSSES_OVERRIDE]
+    attributes[_keras.LOSSES_OVERRIDE] = losses
     try:
         yield
     finally:
-        attributes["_losses_override"] = before
+        attributes[_keras.LOSSES_OVERRIDE] = before
 
 
 def penalty_of(model: keras.Model) -> float:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.compiled import key_of, same_key
 from keras_scaled_l2.costs import CostSplit, split_cost
 from keras_scaled_l2.gradients import (
@@ -135,7 +136,7 @@ class GradientProbe:
         self._watchers = {}
         self.read_coefficients()
         self._before = model.train_function
-        model._metrics.append(self._metric)
+        _keras.tracked_metrics(model).append(self._metric)
         self._undo = self._shadows()
         self._split.observer = self._record_costs
         vars(model)[_INSTALLED] = self
@@ -173,7 +174,7 @@ class GradientProbe:
         del vars(model)[_INSTALLED]
         self._undo()
         self._split.observer = None
-        model._metrics.remove(self._metric)
+        _keras.tracked_metrics(model).remove(self._metric)
         self._remade = not self.in_use
         if self.in_use:
             model.train_function = self._before

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_scaled_l2 import report_text
+from keras_scaled_l2 import _keras, report_text
 from keras_scaled_l2.attaching import check_built, resolved
 from keras_scaled_l2.counts import Weight, elements
 from keras_scaled_l2.evidence import determined_parameters, most_examples
@@ -433,9 +433,9 @@ def _arguments(
     )
     arguments = {"x": x, "y": y, "sample_weight": sample_weight}
     arguments["y_pred"] = (
-        model(x, training=False) if model._call_has_training_arg else model(x)
+        model(x, training=False) if _keras.passes_training(model) else model(x)
     )
-    if model._compute_loss_has_training_arg:
+    if _keras.loss_passes_training(model):
         arguments["training"] = False
     return arguments
 
@@ -445,7 +445,9 @@ def _left_alone(model: keras.Model) -> Iterator[None]:
     """What a forward pass may change as it was before: states, metrics, losses."""
     # Not the frozen weights: no forward pass changes them, and they may be many.
     frozen = {
-        id(v) for layer in model._flatten_layers() for v in layer._trainable_variables
+        id(v)
+        for layer in _keras.layers_within(model)
+        for v in _keras.own_trainable(layer)
     }
     changing = (*model.non_trainable_variables, *model.metrics_variables)
     variables = [v for v in changing if id(v) not in frozen]
@@ -460,8 +462,7 @@ def _left_alone(model: keras.Model) -> Iterator[None]:
         for metric in model.metrics:
             if not known.issuperset(map(id, metric.variables)):
                 metric.reset_state()
-        # Of layers that add losses in their call; the next call makes them anew.
-        model._clear_losses()
+        _keras.forget_losses(model)
 
 
 def _name(rule: Any) -> str:

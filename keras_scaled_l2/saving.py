@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.counts import Weight, trainable_weights
 
 
@@ -53,7 +54,7 @@ def _custom_around(model: keras.Model) -> dict[int, list[keras.Layer]]:
         if id(layer) not in found:
             own = type(layer).__module__.partition(".")[0] == "keras"
             found[id(layer)] = around if own else [*around, layer]
-            for child in layer._layers:
+            for child in _keras.children(layer):
                 visit(child, found[id(layer)])
 
     visit(model, [])

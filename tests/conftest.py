@@ -8,6 +8,12 @@ import pytest
 
 WANTED = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Programs of tests run for milliseconds: XLA takes longer to make them fast. Also of
+# the processes that tests start; it is read when TensorFlow or JAX is imported.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 
 if importlib.util.find_spec(WANTED) is None:
     # Never a skip: a suite that is green because nothing ran proves nothing.
@@ -34,8 +40,6 @@ if WANTED == "jax":
     jax.config.update("jax_compilation_cache_dir", _CACHE.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # Programs of tests run for milliseconds: better code costs more than it saves.
-    jax.config.update("jax_disable_most_optimizations", True)
 
 # The same examples in every run, and no clock: the machine is shared.
 settings.register_profile("keras_scaled_l2", derandomize=True, deadline=None)

@@ -405,14 +405,18 @@ def recurrent():
 
 
 @pytest.mark.parametrize(
-    ("make", "shape"), [(open_images, (4, 5, 2)), (recurrent, (4, 2))]
+    ("make", "shape", "handed", "arms"),
+    [
+        (open_images, (4, 5, 2), "function", ["none", "l2", "dropout"]),
+        (open_images, (4, 5, 2), "model", ["none", "dropout"]),
+        (recurrent, (4, 2), "model", ["none", "dropout"]),
+    ],
 )
-@pytest.mark.parametrize("handed", ["function", "model"])
-def test_shapes_that_a_network_leaves_open_are_told_by_the_data(make, shape, handed):
+def test_shapes_that_a_network_leaves_open_are_told_by_the_data(
+    make, shape, handed, arms
+):
     model = make if handed == "function" else make()
-    found = small(
-        model=model, problem=problem(shape), arms=["none", "l2", "dropout"], seeds=1
-    )
+    found = small(model=model, problem=problem(shape), arms=arms, seeds=1)
     losses = {arm.name: arm.runs[0].test.data_loss for arm in found.arms}
     assert all(0 < loss < 2 for loss in losses.values())
     assert losses["none"] != losses["dropout"]

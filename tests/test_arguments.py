@@ -55,6 +55,7 @@ def in_range(arguments):
 # ---------------------------------------------------------------------------- rules
 
 
+@pytest.mark.once
 @every_rule_class
 @settings(max_examples=1500)
 @given(data=st.data())
@@ -91,6 +92,7 @@ def test_rule_of_any_arguments_has_a_sound_coefficient_or_a_clear_error(
     assert hash(resolved) == hash(rule.resolve(COUNTS))
 
 
+@pytest.mark.once
 @every_rule_class
 @settings(max_examples=300)
 @given(names=st.dictionaries(st.text(min_size=1, max_size=12), odd_numbers, min_size=1))

@@ -329,7 +329,8 @@ def test_stop_is_asked_after_each_epoch_and_heard():
     jobs = [job(problem, epochs=3), job(problem, epochs=9)]
     first, second = train(shared_engine(), *jobs, stop=stop)
     assert (first.steps, second.steps) == (12, 8)
-    assert asked == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    # In which order depends on which of two threads is ahead.
+    assert sorted(asked) == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
 def test_watch_hears_of_every_epoch():

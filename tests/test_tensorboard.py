@@ -229,6 +229,7 @@ def fetch(address, until):
     raise AssertionError(f"{address} still answers {answer}")
 
 
+@pytest.mark.once
 def test_tensorboard_serves_the_curves_of_a_run(tmp_path):
     x, y = data()
     history = fit(

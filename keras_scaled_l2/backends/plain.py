@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.backends.contract import Measure, Tensor
 
 # XLA adds dimensions of 32 and more up in windows, and smaller ones one by one.
@@ -79,7 +80,7 @@ def interceptor(
 
     def apply(grads: Sequence[Any], trainable_variables: Any = None) -> Any:
         variables = (
-            optimizer._trainable_variables
+            _keras.trained_by(optimizer)
             if trainable_variables is None
             else list(trainable_variables)
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.validation import keras_2_remedy
@@ -125,7 +126,7 @@ def _output_layer(model: keras.Model) -> Any:
     except (AttributeError, ValueError):
         return model.layers[-1]
     while True:
-        last, call, _ = tensor._keras_history
+        last, taken = _keras.maker(tensor)
         if not isinstance(last, _SHAPING):
             return last
-        (tensor,) = last._inbound_nodes[call].input_tensors
+        (tensor,) = taken

@@ -15,8 +15,9 @@ from typing import Any
 
 import keras
 
+from keras_scaled_l2 import _keras
+
 # Private, but how Keras names what it is given no name for, whatever the class.
-from keras.src.utils.naming import to_snake_case
 
 _PATHS = "_keras_scaled_l2_paths"
 _NUMBER = re.compile(r"_\d+$")
@@ -61,7 +62,7 @@ def plain_paths(model: keras.Model, again: keras.Model | None = None) -> list[st
 
 def every_layer(layer: keras.Layer) -> Iterator[keras.Layer]:
     """All layers within a layer, each once."""
-    return iter(layer._flatten_layers(include_self=False))
+    return iter(_keras.layers_within(layer, itself=False))
 
 
 def plain_config(network: keras.Model) -> Any:
@@ -76,7 +77,7 @@ def _given_by_keras(model: keras.Model) -> dict[str, str]:
     """Names that Keras gave to layers and variables -> the name without its number."""
     found = {}
     for thing in (model, *every_layer(model), *model.weights):
-        kind = to_snake_case(type(thing).__name__)
+        kind = _keras.snake_case(type(thing).__name__)
         for prefix in _WRAPPED:
             stem = prefix + kind
             number = thing.name.removeprefix(stem)

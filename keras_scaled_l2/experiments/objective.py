@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.gradients import Tensor
 
 
@@ -27,7 +28,7 @@ def loss_of(task: str, probabilities: bool) -> Callable[[Tensor, Tensor], Tensor
         loss = keras.losses.BinaryCrossentropy(from_logits=not probabilities)
 
     def mean_loss(labels: Tensor, outputs: Tensor) -> Tensor:
-        if getattr(outputs, "_keras_mask", None) is not None:
+        if _keras.has_mask(outputs):
             return loss(labels, outputs)
         outputs = ops.cast(outputs, loss.dtype)
         if task != "classes":

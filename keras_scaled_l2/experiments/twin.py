@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.experiments import rebuilding
 from keras_scaled_l2.experiments.arms import check_rate
 from keras_scaled_l2.experiments.errors import InputError
@@ -82,7 +83,7 @@ class VariableDropout(keras.layers.Layer):
         """What it takes to make the layer again."""
         return {
             "rate": self.initial,
-            "seed": self.seed_generator._initial_seed,
+            "seed": _keras.initial_seed(self.seed_generator),
             "name": self.name,
         }
 
