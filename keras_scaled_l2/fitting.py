@@ -292,15 +292,37 @@ _ONE_TO_ONE = (
 
 def _size_of_batches(dataset: Any) -> int | None:
     """Examples of each batch but the last, of a ``tf.data`` set that batches once."""
+    mapped = []
     while dataset is not None:
         kind = type(dataset).__name__.strip("_").removesuffix("Dataset")
         size = getattr(dataset, "_batch_size", None)
         if size is not None:
-            return None if _batches_below(dataset) else int(to_numpy(size))
+            size = int(to_numpy(size))
+            known = not _batches_below(dataset) and _keep_size(mapped, dataset, size)
+            return size if known else None
         if kind not in _ONE_TO_ONE:
             return None
+        if kind.endswith("Map"):
+            mapped.append(dataset)
         dataset = getattr(dataset, "_input_dataset", None)
     return None
+
+
+def _keep_size(mapped: list[Any], batches: Any, size: int) -> bool:
+    """Whether what is mapped over the batches of a ``tf.data`` set keeps their size.
+
+    Traced once more, for batches of known size: TensorFlow tells the shapes that come
+    out. What it cannot tell is taken for another size.
+    """
+    if not mapped:
+        return True
+    try:
+        whole = batches._input_dataset.batch(size, drop_remainder=True)
+        for dataset in reversed(mapped):
+            whole = whole.map(dataset._map_func._func)
+    except Exception:  # a function of the user's, that may not like to be traced again
+        return False
+    return bool(keras.tree.flatten(whole.element_spec)[0].shape[0] == size)
 
 
 def _batches_below(dataset: Any) -> bool:

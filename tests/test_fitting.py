@@ -202,6 +202,39 @@ if keras.config.backend() == "tensorflow":
         same = known(dataset(12).batch(5), 3)
         assert counted(linear(), same) == (11, 5)
 
+    def doubled(x, y):
+        return tf.concat([x, x], 0), tf.concat([y, y], 0)
+
+    def chosen(x, y):
+        return tf.boolean_mask(x, x[:, 0] > 0), tf.boolean_mask(y, x[:, 0] > 0)
+
+    def only_once():
+        calls = []
+
+        def function(x, y):
+            calls.append(x)
+            assert len(calls) == 1
+            return x, y
+
+        return function
+
+    @pytest.mark.parametrize(
+        "function",
+        [doubled, lambda x, y: (x[::2], y[::2]), chosen, only_once()],
+        ids=["more", "fewer", "unknown", "traced once"],
+    )
+    def test_samples_of_batches_mapped_to_another_size_are_unknown(function):
+        given = dataset(12).batch(4).map(function).prefetch(1)
+        assert counted(linear(), given) == (None, None)
+        weighed = {"class_weight": {0: 1.0, 1: 2.0}}
+        assert counted(linear(), given, **weighed) == (None, None)
+
+    def test_samples_of_batches_mapped_by_layers_are_counted():
+        scale, noise = layers.Rescaling(0.5), layers.GaussianNoise(0.1)
+        given = dataset(12).batch(5).map(lambda x, y: (scale(x), y))
+        given = given.map(lambda x, y: (noise(x, training=True), y))
+        assert counted(linear(), given) == (11, 5)
+
     def test_samples_of_batches_mapped_in_parallel_are_counted():
         batches = dataset(10).batch(4, num_parallel_calls=2)
         mapped = batches.map(lambda x, y: (2 * x, y), num_parallel_calls=2)
