@@ -292,7 +292,7 @@ _ONE_TO_ONE = (
 
 def _size_of_batches(dataset: Any) -> int | None:
     """Examples of each batch but the last, of a ``tf.data`` set that batches once."""
-    mapped = []
+    mapped: list[Any] = []
     while dataset is not None:
         kind = type(dataset).__name__.strip("_").removesuffix("Dataset")
         size = getattr(dataset, "_batch_size", None)
