@@ -265,16 +265,20 @@ def _count(adapter: Any, steps: int | None) -> Counted:
 
 def _count_of_dataset(adapter: Any, steps: int | None) -> Counted:
     """Of a ``tf.data`` set: repeated ones hold several epochs, unless steps tell."""
-    size = adapter.batch_size
-    batches = adapter.num_batches
+    try:
+        size, batches = adapter.batch_size, adapter.num_batches
+    except AttributeError:  # of a strategy: it tells the shapes of each replica's part
+        return UNKNOWN
     if size is not None:
         if batches is None:  # endless: nobody knows what it repeats
             return Counted(None, int(size))
         # No batch is smaller: its size is a part of the type.
         return Counted(min(steps or batches, batches) * int(size), int(size))
-    size = _size_of_batches(adapter._dataset)
+    size, samples = _batching(adapter._dataset)
     if size is None or batches is None or (steps and steps != batches):
         return Counted(None, size)
+    if -(-samples // size) == batches:
+        return Counted(samples, size)
     return Counted((batches - 1) * size + 1, size, more=size - 1)
 
 
@@ -290,8 +294,11 @@ _ONE_TO_ONE = (
 )
 
 
-def _size_of_batches(dataset: Any) -> int | None:
-    """Examples of each batch but the last, of a ``tf.data`` set that batches once."""
+def _batching(dataset: Any) -> tuple[int | None, int]:
+    """Examples of each batch but the last, of a ``tf.data`` set that batches once.
+
+    And how many it batches, a negative number where that is not known.
+    """
     mapped: list[Any] = []
     while dataset is not None:
         kind = type(dataset).__name__.strip("_").removesuffix("Dataset")
@@ -299,13 +306,15 @@ def _size_of_batches(dataset: Any) -> int | None:
         if size is not None:
             size = int(to_numpy(size))
             known = not _batches_below(dataset) and _keep_size(mapped, dataset, size)
-            return size if known else None
+            if not known:
+                break
+            return size, int(dataset._input_dataset.cardinality())
         if kind not in _ONE_TO_ONE:
-            return None
+            break
         if kind.endswith("Map"):
             mapped.append(dataset)
         dataset = getattr(dataset, "_input_dataset", None)
-    return None
+    return None, -1
 
 
 def _keep_size(mapped: list[Any], batches: Any, size: int) -> bool:
