@@ -112,10 +112,14 @@ class ApplyL2(keras.callbacks.Callback):
         self._line: StartingLine | None = None
         self._first = 0
 
+    def set_model(self, model: keras.Model) -> None:
+        """Refuses a model of Keras 2, whose fit would fail right after this."""
+        check_is_model(model)
+        super().set_model(model)
+
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Attaches, counts and resolves."""
         model = self.model
-        check_is_model(model)
         finish_learning(model)
         build_from_running_fit(model)
         counted = data_of_running_fit(model)
@@ -259,9 +263,13 @@ class CostMonitor(keras.callbacks.Callback):
         self._before, self._batch, self._stride = 0, 0, 1
         self._accumulated = 1
 
+    def set_model(self, model: keras.Model) -> None:
+        """Refuses a model of Keras 2, whose fit would fail right after this."""
+        check_is_model(model)
+        super().set_model(model)
+
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Installs the split, after checking that events can be written."""
-        check_is_model(self.model)
         self._close_files()
         if self.log_dir is not None:
             self._files = EventFiles(self.log_dir, "train")

@@ -147,7 +147,12 @@ def _load_model(path: str) -> Any:
     import keras
 
     try:
-        return keras.saving.load_model(path)
+        try:
+            return keras.saving.load_model(path)
+        except Exception:  # Keras 3 does not know the losses by name of an HDF5 file
+            if not path.endswith((".h5", ".hdf5")):
+                raise
+            return keras.saving.load_model(path, compile=False)
     except Exception as error:  # h5py, zipfile and Keras each raise their own
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise NumbersError(

@@ -261,16 +261,20 @@ def _count(adapter: Any, steps: int | None) -> Counted:
 
 def _count_of_dataset(adapter: Any, steps: int | None) -> Counted:
     """Of a ``tf.data`` set: repeated ones hold several epochs, unless steps tell."""
-    size = adapter.batch_size
-    batches = adapter.num_batches
+    try:
+        size, batches = adapter.batch_size, adapter.num_batches
+    except AttributeError:  # of a strategy: it tells the shapes of each replica's part
+        return UNKNOWN
     if size is not None:
         if batches is None:  # endless: nobody knows what it repeats
             return Counted(None, int(size))
         # No batch is smaller: its size is a part of the type.
         return Counted(min(steps or batches, batches) * int(size), int(size))
-    size = _size_of_batches(_keras.tf_dataset(adapter))
+    size, samples = _batching(_keras.tf_dataset(adapter))
     if size is None or batches is None or (steps and steps != batches):
         return Counted(None, size)
+    if -(-samples // size) == batches:
+        return Counted(samples, size)
     return Counted((batches - 1) * size + 1, size, more=size - 1)
 
 
@@ -286,17 +290,44 @@ _ONE_TO_ONE = (
 )
 
 
-def _size_of_batches(dataset: Any) -> int | None:
-    """Examples of each batch but the last, of a ``tf.data`` set that batches once."""
+def _batching(dataset: Any) -> tuple[int | None, int]:
+    """Examples of each batch but the last, of a ``tf.data`` set that batches once.
+
+    And how many it batches, a negative number where that is not known.
+    """
+    mapped: list[Any] = []
     while dataset is not None:
         kind = type(dataset).__name__.strip("_").removesuffix("Dataset")
         size = getattr(dataset, "_batch_size", None)
         if size is not None:
-            return None if _batches_below(dataset) else int(to_numpy(size))
+            size = int(to_numpy(size))
+            known = not _batches_below(dataset) and _keep_size(mapped, dataset, size)
+            if not known:
+                break
+            return size, int(dataset._input_dataset.cardinality())
         if kind not in _ONE_TO_ONE:
-            return None
+            break
+        if kind.endswith("Map"):
+            mapped.append(dataset)
         dataset = getattr(dataset, "_input_dataset", None)
-    return None
+    return None, -1
+
+
+def _keep_size(mapped: list[Any], batches: Any, size: int) -> bool:
+    """Whether what is mapped over the batches of a ``tf.data`` set keeps their size.
+
+    Traced once more, for batches of known size: TensorFlow tells the shapes that come
+    out. What it cannot tell is taken for another size.
+    """
+    if not mapped:
+        return True
+    try:
+        whole = batches._input_dataset.batch(size, drop_remainder=True)
+        for dataset in reversed(mapped):
+            whole = whole.map(dataset._map_func._func)
+    except Exception:  # a function of the user's, that may not like to be traced again
+        return False
+    return bool(keras.tree.flatten(whole.element_spec)[0].shape[0] == size)
 
 
 def _batches_below(dataset: Any) -> bool:

@@ -155,11 +155,17 @@ if keras.config.backend() == "tensorflow":
         # Without steps an epoch of Keras sees all of them.
         assert counted(linear(), whole.repeat(2)) == (24, 4)
 
+    @pytest.mark.parametrize("samples", [3, 9, 10, 12])
+    def test_samples_of_a_tf_dataset_are_those_that_it_batches(samples):
+        given = dataset(samples).shuffle(20).batch(4).prefetch(1)
+        assert counted(linear(), given) == (samples, 4)
+        assert counted(linear(), dataset(20).take(samples).batch(4)) == (samples, 4)
+
     @pytest.mark.parametrize("samples", [9, 10, 12])
     def test_last_batch_of_a_tf_dataset_leaves_open_how_many_more(samples):
         found = []
         apply = ApplyL2(SampleL2(1.0))
-        given = dataset(samples).shuffle(20).batch(4).prefetch(1)
+        given = known(dataset(samples).filter(lambda x, y: True).batch(4), 3)
         model = linear()
         ask = keras.callbacks.LambdaCallback(
             on_train_begin=lambda logs: found.append(data_of_running_fit(model))
@@ -200,7 +206,40 @@ if keras.config.backend() == "tensorflow":
         changed = known(dataset().batch(4).flat_map(twice), 6)
         assert counted(linear(), changed) == (None, None)
         same = known(dataset(12).batch(5), 3)
-        assert counted(linear(), same) == (11, 5)
+        assert counted(linear(), same) == (12, 5)
+
+    def doubled(x, y):
+        return tf.concat([x, x], 0), tf.concat([y, y], 0)
+
+    def chosen(x, y):
+        return tf.boolean_mask(x, x[:, 0] > 0), tf.boolean_mask(y, x[:, 0] > 0)
+
+    def only_once():
+        calls = []
+
+        def function(x, y):
+            calls.append(x)
+            assert len(calls) == 1
+            return x, y
+
+        return function
+
+    @pytest.mark.parametrize(
+        "function",
+        [doubled, lambda x, y: (x[::2], y[::2]), chosen, only_once()],
+        ids=["more", "fewer", "unknown", "traced once"],
+    )
+    def test_samples_of_batches_mapped_to_another_size_are_unknown(function):
+        given = dataset(12).batch(4).map(function).prefetch(1)
+        assert counted(linear(), given) == (None, None)
+        weighed = {"class_weight": {0: 1.0, 1: 2.0}}
+        assert counted(linear(), given, **weighed) == (None, None)
+
+    def test_samples_of_batches_mapped_by_layers_are_counted():
+        scale, noise = layers.Rescaling(0.5), layers.GaussianNoise(0.1)
+        given = dataset(12).batch(5).map(lambda x, y: (scale(x), y))
+        given = given.map(lambda x, y: (noise(x, training=True), y))
+        assert counted(linear(), given) == (12, 5)
 
     def test_samples_of_batches_mapped_in_parallel_are_counted():
         batches = dataset(10).batch(4, num_parallel_calls=2)
@@ -211,7 +250,7 @@ if keras.config.backend() == "tensorflow":
             on_train_begin=lambda logs: found.append(data_of_running_fit(model))
         )
         model.fit(mapped, verbose=0, shuffle=False, callbacks=[ask])
-        assert found == [(9, 4, 3)]
+        assert found == [(10, 4, 0)]
 
     def test_samples_of_tensors_are_their_rows():
         x, y = map(tf.constant, data(10))

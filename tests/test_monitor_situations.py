@@ -309,6 +309,15 @@ for name in sys.argv[3:]:
             return make(penalty)
     situation = dataclasses.replace(situation, make=make)
     test_monitor_situations.check(situation, f"{sys.argv[2]}/{name}")
+# A data set of the strategy's own tells no shape, and takes samples= all the same.
+from keras_scaled_l2 import ApplyL2, SampleL2, penalized
+with strategy.scope():
+    model = situations.network(SampleL2(1.0))
+given = tf.data.Dataset.from_tensor_slices((situations.X, situations.Y)).batch(4)
+given = strategy.experimental_distribute_dataset(given)
+apply = ApplyL2(samples=8)
+model.fit(given, shuffle=False, verbose=0, callbacks=[apply])
+assert {rule.inferred_samples for _, _, rule in penalized(model)} == {8}
 """
 
     def test_mirrored_strategy_on_two_devices(tmp_path):

@@ -28,7 +28,14 @@ PUBLIC = {
 # Names with an underscore that are neither of Keras nor of the package.
 NOT_OF_KERAS = {
     *("_replace", "_getframe"),  # public: of a NamedTuple, of sys
-    *("_batch_size", "_batch_sizes", "_input_dataset", "_inputs"),  # of tf.data
+    *(
+        "_batch_size",
+        "_batch_sizes",
+        "_input_dataset",
+        "_inputs",
+        "_map_func",
+        "_func",
+    ),  # of tf.data
 }
 # The commands stand above both halves.
 COMMANDS = {
