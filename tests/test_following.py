@@ -15,12 +15,14 @@ from engines import (
     make_problem,
     train,
 )
+from event_files import scalars
 from keras import layers as L
 
-from keras_scaled_l2 import ApplyL2, EvidenceL2
-from keras_scaled_l2.experiments.engine import NORMS, Adapted
+from keras_scaled_l2 import ApplyL2, EvidenceL2, detach
+from keras_scaled_l2.experiments import Arm, compare
+from keras_scaled_l2.experiments.engine import NORMS, Adapted, Engine
 from keras_scaled_l2.experiments.errors import InputError
-from keras_scaled_l2.experiments.following import Follower, check_following
+from keras_scaled_l2.experiments.following import check_following
 from keras_scaled_l2.experiments.naming import paths
 
 RULE = EvidenceL2(0.3, burn_in=2)
@@ -37,43 +39,49 @@ def batches(problem, seed):
             yield problem.x_train[chosen], problem.y_train[chosen]
 
 
-def fitted(problem, seed=2):
-    """``fit`` with ``ApplyL2(EvidenceL2())`` on the batches of a job."""
-    model, m = make_network(problem), len(problem.x_train)
+def fitted(problem):
+    """``fit`` with ``ApplyL2(EvidenceL2())`` on the batches of a job of seed 2."""
+    model, m = make_network(problem, seed=2), len(problem.x_train)
     model.compile(OPTIMIZERS["plain sgd"](), LOSSES[problem.task]())
     examples = (problem.x_train, problem.y_train)
     options = {"steps_per_epoch": -(-m // BATCH), "epochs": EPOCHS, "shuffle": False}
     callbacks = [ApplyL2(RULE, samples=m, examples=examples)]
-    data = batches(problem, seed)
+    data = batches(problem, 2)
     logs = model.fit(data, callbacks=callbacks, verbose=0, **options).history
-    names, curves = paths(model), {}
-    for variable in model.weights:
-        for kind in ("c", "gamma"):
-            if f"{kind}/{variable.path}" in logs:
-                name = f"{kind}/{names[id(variable)]}"
-                curves[name] = logs[f"{kind}/{variable.path}"]
-    assert curves
-    return model.get_weights(), curves
+    names = {v.path: name for v in model.weights for name in [paths(model)[id(v)]]}
+    kinds = ((key, *key.partition("/")[::2]) for key in logs if key != "loss")
+    curves = {f"{kind}/{names[path]}": logs[key] for key, kind, path in kinds}
+    return model, curves
 
 
-def followed(problem, **options):
-    follower = Follower(make_network(problem), RULE, problem)
-    return job(problem, follower.initial, epochs=EPOCHS, adapt=follower, **options)
+def compared(task="classes", arms=("none", "evidence"), **options):
+    given = {"hidden": (6,), "batch_size": BATCH, "epochs": EPOCHS, "seeds": [2]}
+    problem = make_problem(task)
+    return compare("dense", problem, arms, progress=False, **given | options)
 
 
 @pytest.mark.parametrize("task", ["classes", "regression"])
-def test_job_that_follows_the_evidence_is_fit_under_apply_l2(task):
-    problem = make_problem(task)
-    engine = make_engine(problem, optimizer="plain sgd", threads=1)
-    found = train(engine, followed(problem))
-    weights, curves = fitted(problem)
+def test_arm_of_a_comparison_is_fit_under_apply_l2(task):
+    optimizer = OPTIMIZERS["plain sgd"]()
+    result = compared(task, [Arm("evidence", RULE)], optimizer=optimizer)
+    [run], problem = result["evidence"].runs, make_problem(task).source.split(2)
+    model, curves = fitted(problem)
+    assert len(curves) == 3 * 2
     for name, values in curves.items():
-        assert found.curves[name] == pytest.approx(values, rel=1e-3, nan_ok=True)
+        assert run.curves[name] == pytest.approx(values, rel=1e-3, nan_ok=True)
         if name.startswith("c/"):
-            assert found.coefficients[name[2:]] == found.curves[name][-1]
+            assert run.coefficients[name[2:]] == run.curves[name][-1]
             assert len({*values}) == EPOCHS
-    for one, other in zip(found.weights, weights, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+    cost, last = run.final_cost, model.evaluate(*train_data(problem), verbose=0)
+    assert cost.total == pytest.approx(last, rel=1e-4)
+    detach(model)
+    model.compile(loss=LOSSES[task]())
+    data_loss = model.evaluate(problem.x_test, problem.y_test, verbose=0)
+    assert run.test.data_loss == pytest.approx(data_loss, rel=1e-4)
+
+
+def train_data(problem):
+    return problem.x_train, problem.y_train
 
 
 def test_coefficients_move_without_a_new_compilation():
@@ -143,3 +151,36 @@ def test_what_the_evidence_cannot_do_is_said_in_one_line():
     ):
         with pytest.raises(InputError, match=message):
             check_following("arm 'x'", network, RULE, problem, epochs)
+
+
+def test_arm_tells_what_it_started_from_and_found(tmp_path):
+    result = compared(tune=2, directory=tmp_path)
+    [run], [plain] = result["evidence"].runs, result["none"].runs
+    assert result["evidence"].rule == Arm("x", EvidenceL2()).config
+    assert run.trials == ()
+    assert plain.starting_coefficients == plain.coefficients == {}
+    # alpha = 1 of 30 examples.
+    assert [*run.starting_coefficients.values()] == pytest.approx([1 / 60] * 2)
+    curves = scalars(tmp_path / "tensorboard" / "evidence" / "seed-2")
+    for name, c in run.coefficients.items():
+        assert c != run.starting_coefficients[name]
+        written = [value for _, value in curves[f"c/{name}"]]
+        assert written == pytest.approx(run.curves[f"c/{name}"])
+        in_force = [value for _, value in curves[f"coefficient/{name}"]]
+        assert in_force == pytest.approx([1 / 60, *written[:-1]])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 5}, "arm 'evidence': its strengths move after 5 epochs"),
+        ({"optimizer": "adam"}, "arm 'evidence': .* under Adam"),
+        ({"strengths": {"evidence": 1.0}}, "strength of 'evidence': that arm finds"),
+    ],
+)
+def test_arm_that_the_evidence_refuses_is_refused_before_training(
+    options, message, monkeypatch
+):
+    monkeypatch.setattr(Engine, "train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(InputError, match=message):
+        compared(**options)

@@ -178,7 +178,7 @@ def make_axis(
         folds = _positive(e_folds_of_decay(1.0, optimizer, updates))
         return Axis("decay", {}, 1.0, 1.0, folds, folds, True, INERT, rate)
     made = _rule(rule, optimizer)
-    counts = {"samples": samples, "batch_size": batch_size}
+    counts: dict[str, Any] = {"samples": samples, "batch_size": batch_size}
     reference = coefficients(network, Arm("tuned", made), **counts)
     _, unit = strength_of(made)
     doubled = with_strength(made, 2.0 * unit)
