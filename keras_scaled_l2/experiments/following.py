@@ -90,7 +90,11 @@ def learned_rule(config: Mapping[str, Any] | None) -> Rule | None:
     """The rule of an arm's config, if it learns its strength."""
     if config is None:
         return None
-    rule = keras.saving.deserialize_keras_object(dict(config))
+    try:
+        rule = keras.saving.deserialize_keras_object(dict(config))
+    except (TypeError, ValueError):
+        # Of no known class: ``coefficients`` says so, with the remedy.
+        return None
     return rule if isinstance(rule, Rule) and rule.learns else None
 
 
