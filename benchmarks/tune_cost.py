@@ -32,6 +32,7 @@ from tune_rivals import RIVALS, Budget
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.problems import Source, load_problem
 from keras_scaled_l2.experiments.tuner import Tuner, say_nothing
+from keras_scaled_l2.experiments.tuning_jobs import make_job
 from keras_scaled_l2.experiments.tuning_plan import make_tuning_plan
 
 OPTIMIZERS = ("sgd", "adam")
@@ -122,7 +123,7 @@ class Setting:
         )
 
         def train(strength, epochs, told):
-            job = tuner._job((strength, seed, 0))
+            job = make_job(tuner.plan, (strength, seed, 0))
             job = type(job)(**{**vars(job), "epochs": epochs})
 
             def stop(_, curves):

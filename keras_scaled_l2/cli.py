@@ -127,8 +127,9 @@ def _add_compare(commands: Any) -> None:
         "--arms",
         type=names,
         metavar="ARM,...",
-        help="of none, l2, scaled, sample, decay, dropout; joined by + for both, as "
-        "sample+dropout (default: none,l2,scaled,sample,dropout,sample+dropout)",
+        help="of none, l2, scaled, sample, decay, evidence, dropout; joined by + for "
+        "both, as sample+dropout "
+        "(default: none,l2,scaled,sample,dropout,sample+dropout)",
     )
     add("--seeds", type=int, metavar="N", help="runs of each arm (default: 3)")
     add("--epochs", type=int, metavar="N", help="passes over the data (default: 12)")

@@ -67,7 +67,7 @@ def add_tune(commands: Any) -> None:
         metavar="VALUE,...",
         help="strengths to try, 0 for no penalty (default: they are found)",
     )
-    add("--method", help="holdout or kfold (default: holdout)")
+    add("--method", help="holdout, kfold or evidence (default: holdout)")
     add("--folds", type=int, metavar="N", help="of kfold (default: 5)")
     add("--seeds", type=int, metavar="N", help="for each strength (default: 5)")
     add("--criterion", help="data_loss or accuracy (default: data_loss)")

@@ -28,6 +28,7 @@ from keras_scaled_l2.grams import (
     span,
     written_rows,
 )
+from keras_scaled_l2.kronecker import gamma_by_kronecker
 from keras_scaled_l2.rule import effective_coefficient
 from keras_scaled_l2.validation import positive_count
 
@@ -72,7 +73,9 @@ def evidence_strengths(
             sparse categorical cross-entropy; if a penalty is not ``c * sum(w**2)``
             with ``c`` above 0; if the model normalizes by batches (the evidence of a
             scale-invariant weight has no meaning); if there are more than 5000
-            examples x outputs; if the residuals leave no noise.
+            examples x outputs and a penalty on anything but the kernels of ``Dense``,
+            for which gamma is an estimate then (see ``gamma_by_kronecker``); if the
+            residuals leave no noise.
 
     Source: MacKay, Bayesian Interpolation (1992), eq. 4.9; A Practical Bayesian
     Framework for Backpropagation Networks (1992).
@@ -96,7 +99,8 @@ def determined_parameters(
 
     Args:
         model: A compiled model of one output, with penalties.
-        x: Training examples, at most 5000 rows of them.
+        x: Training examples. Beyond 5000 rows gamma is an estimate, for networks whose
+            penalized weights are kernels of ``Dense`` alone: ``gamma_by_kronecker``.
         samples: Number of training examples, default ``len(x)``; of more it is an
             estimate, see ``gamma_of_all``.
 
@@ -106,7 +110,8 @@ def determined_parameters(
     check_built(model)
     refuse_batch_normalization(model)
     coefficients = present_coefficients(model)
-    check_rows(model, len(x))
+    if len(x) * rows_per_example(model) > MOST_ROWS:
+        return gamma_by_kronecker(model, x, coefficients, samples or len(x))
     finder = RowFinder(model, x, coefficients)
     if finder.unknown:
         raise ValueError(

@@ -82,16 +82,33 @@ class RowFinder:
         z = transformed(self._model)(ops.cast(outputs, "float32"))
         return z, [ops.cast(a, "float32") for a in seen]
 
-    def __call__(self, x: Any) -> Rows:
-        """The Gram matrices for as many examples as were given before."""
+    @property
+    def layers(self) -> list[Any]:
+        """The dense layers whose rows are outer products."""
+        return self._layers
+
+    def factors(self, x: Any) -> tuple[Any, list[tuple[Any, Any, Any]]]:
+        """What the rows of dense layers are outer products of.
+
+        Returns:
+            The transformed outputs; and of each layer itself, its inputs, and the
+            gradients before its activation (examples x rows, units), divided by the
+            root of the examples.
+        """
         n = len(x)
         shifts = [np.zeros((n, la.units), "float32") for la in self._layers]
         z, inputs, found = self._gradients(x, shifts)
+        # (rows, examples, units) -> (examples x rows, units).
+        flat = [np.swapaxes(d, 0, 1).reshape(-1, d.shape[-1]) / n**0.5 for d in found]
+        return z, list(zip(self._layers, inputs, flat, strict=True))
+
+    def __call__(self, x: Any) -> Rows:
+        """The Gram matrices for as many examples as were given before."""
+        n = len(x)
+        z, parts = self.factors(x)
         grams: dict[str, Any] = {}
         rows_of: dict[str, Any] = {}
-        for layer, a, d in zip(self._layers, inputs, found, strict=True):
-            # (rows, examples, units) -> (examples x rows, units), divided by root m.
-            flat = np.swapaxes(d, 0, 1).reshape(-1, layer.units) / n**0.5
+        for layer, a, flat in parts:
             kernel = _keras.kernel_variable(layer).path
             if kernel in self._grams:
                 grams[kernel] = _outer_gram(a, flat)

@@ -403,7 +403,8 @@ class EvidenceL2(Rule):
             f"{self!r} under {name}: expected keras.optimizers.SGD. {name} divides the "
             "penalty's gradient by the size of the gradient, so that the weights do "
             "not go to the optimum at which the evidence is known. Use SGD, or choose "
-            "a decoupled weight_decay with validation data."
+            "a decoupled weight_decay with validation data: none follows the evidence "
+            "here, for the reasons in docs/evidence."
         )
 
     def coefficient(self, shape: Sequence[int | None]) -> float:

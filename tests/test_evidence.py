@@ -196,7 +196,7 @@ def test_what_the_evidence_cannot_do_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"loss='mae': expected"):
         evidence_strengths(unit(0.1, loss="mae"), x, y)
     with pytest.raises(ValueError, match=r"5001 examples.*subset"):
-        evidence_strengths(unit(0.1), np.zeros((5001, 5), "float32"), y)
+        output_rows(unit(0.1), np.zeros((5001, 5), "float32"))
     model = keras.Sequential(
         [
             keras.Input((5,)),

@@ -181,7 +181,7 @@ def test_json_has_the_names_of_the_format_and_comes_back():
     assert [*data] == [
         *("format", "problem", "architecture", "weights", "rule", "method"),
         *("criterion", "optimizer", "samples", "epochs", "batch_size", "steps"),
-        *("points", "best", "one_standard_error", "plateau", "findings"),
+        *("points", "best", "one_standard_error", "plateau", "findings", "evidence"),
     ]
     point = data["points"][0]
     assert [*point] == [

@@ -176,6 +176,9 @@ class TrainingLoop(Protocol):
     def go_back(self, state: State, kept: State) -> State:
         """The state with the weights that were kept."""
 
+    def penalize(self, state: State, coefficients: np.ndarray) -> State:
+        """The state with other coefficients: a row of float32 for each job."""
+
     def weights(self, state: State) -> list[list[np.ndarray]]:
         """Trainable, then other variables of each job, as NumPy arrays."""
 

@@ -136,6 +136,11 @@ class TrainingLoop:
         """The state with the weights that were kept."""
         return state._replace(trainable=kept[0], other=kept[1])
 
+    def penalize(self, state: JaxState, coefficients: np.ndarray) -> JaxState:
+        """The state with other coefficients."""
+        rows = coefficients if self._batched else coefficients[0]
+        return state._replace(coefficients=jnp.array(rows, copy=True))
+
     def weights(self, state: JaxState) -> list[list[np.ndarray]]:
         """Trainable, then other variables of each job."""
         values = [np.asarray(v) for v in (*state.trainable, *state.other)]

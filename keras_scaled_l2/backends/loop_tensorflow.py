@@ -113,6 +113,11 @@ class TrainingLoop:
             variable.assign(value)
         return state
 
+    def penalize(self, state: list[Any], coefficients: np.ndarray) -> list[Any]:
+        """Give the variable that the steps read other values."""
+        self._coefficients.assign(coefficients[0])
+        return state
+
     def weights(self, state: list[Any]) -> list[list[np.ndarray]]:
         """Trainable, then other variables of the job."""
         return [[v.numpy() for v in (*self._trainable, *self._other)]]

@@ -100,6 +100,11 @@ class TrainingLoop:
             variable.assign(value)
         return state
 
+    def penalize(self, state: list[Any], coefficients: np.ndarray) -> list[Any]:
+        """Take other coefficients from now on."""
+        self._coefficients = [float(c) for c in coefficients[0]]
+        return state
+
     def weights(self, state: list[Any]) -> list[list[np.ndarray]]:
         """Trainable, then other variables of the job."""
         variables = (*self._trainable, *self._other)

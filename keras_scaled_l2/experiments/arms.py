@@ -27,6 +27,9 @@ _RULES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     }
 )
 
+EVIDENCE = "evidence"
+"""Name of the arm that finds a strength for each layer while it trains."""
+
 DECAY = "decay"
 """Name of the arm with decoupled weight decay in the optimizer instead of a penalty."""
 
@@ -138,8 +141,9 @@ def named_arms(
     """The arms of these names.
 
     Args:
-        names: Of ``none``, ``l2``, ``scaled``, ``sample``, ``decay`` and ``dropout``;
-            joined by ``+`` for a penalty with dropout, as ``sample+dropout``.
+        names: Of ``none``, ``l2``, ``scaled``, ``sample``, ``decay``, ``evidence`` and
+            ``dropout``; joined by ``+`` for a penalty with dropout, as
+            ``sample+dropout``.
         strengths: Name -> strength. A whole name (``sample+dropout``) goes before
             the name of its penalty (``sample``), which is for all arms that have it.
         dropout: Rate of the arms with dropout.
@@ -164,7 +168,9 @@ def named_arms(
     arms = []
     for name, (penalty, drops) in parts.items():
         rule, decay = None, 0.0
-        if penalty is not None:
+        if penalty == EVIDENCE:
+            rule = _evidence_rule()
+        elif penalty is not None:
             default = default_strength(penalty, largest)
             strength = strengths.get(name, strengths.get(penalty, default))
             if penalty == DECAY:
@@ -188,7 +194,7 @@ def check_rate(rate: Any) -> float:
 
 def _parts(name: str) -> tuple[str | None, bool]:
     """``(penalty or None, whether there is dropout)`` of an arm's name."""
-    pulling = [*_RULES, DECAY]
+    pulling = [*_RULES, DECAY, EVIDENCE]
     known = ["none", *pulling, "dropout"]
     parts = name.split("+")
     for part in parts:
@@ -210,6 +216,11 @@ def _check_strength(name: str, value: Any, takers: Mapping[str, str]) -> None:
         raise InputError(
             f"strength {name}={value!r}: expected a finite number, 0 or more."
         )
+    if takers.get(name, name) == EVIDENCE:
+        raise InputError(
+            f"strength of {name!r}: that arm finds its strengths while it trains. To "
+            'start elsewhere: Arm("evidence", EvidenceL2(initial=...)).'
+        )
     accepted = dict.fromkeys([*takers, *takers.values()])
     if name not in accepted:
         if name in ("none", "dropout"):
@@ -228,6 +239,16 @@ def _named_rule(penalty: str, strength: float) -> dict[str, Any]:
         "class_name": class_name,
         "config": {"strength": float(strength), **options},
         "registered_name": f"{_PACKAGE}>{class_name}",
+    }
+
+
+def _evidence_rule() -> dict[str, Any]:
+    """``EvidenceL2()``, likewise."""
+    return {
+        "module": f"{_PACKAGE}.regularizers",
+        "class_name": "EvidenceL2",
+        "config": {"initial": 1.0, "samples": None, "burn_in": 5, "temperature": 1.0},
+        "registered_name": f"{_PACKAGE}>EvidenceL2",
     }
 
 

@@ -114,6 +114,30 @@ class Axis:
         factor = _LATTICE**place / self.mean_folds
         return float(f"{self.unit * factor ** (1 / self.power):.3g}")
 
+    def around(self, center: float, place: Place) -> float:
+        """The strength so many half decades of the coefficient from a strength."""
+        if place is None:
+            return 0.0
+        return float(f"{center * _LATTICE ** (place / self.power):.3g}")
+
+    def strength_like(
+        self, coefficients: Mapping[str, float], sizes: Mapping[str, int]
+    ) -> float:
+        """The strength whose coefficients are these in the mean, to three digits.
+
+        Their geometric mean, each weight counting as many times as it has elements, is
+        that of the strength's own.
+
+        Args:
+            coefficients: Name of a weight -> its ``c``, above 0.
+            sizes: Name -> number of elements.
+        """
+        total = math.fsum(
+            sizes[p] * math.log(c / self.reference[p]) for p, c in coefficients.items()
+        )
+        mean = total / sum(sizes[p] for p in coefficients)
+        return float(f"{self.unit * math.exp(mean / self.power):.3g}")
+
     @property
     def bounds(self) -> tuple[int, int, int]:
         """Where a search begins, and the lowest and highest place."""
@@ -154,7 +178,7 @@ def make_axis(
         folds = _positive(e_folds_of_decay(1.0, optimizer, updates))
         return Axis("decay", {}, 1.0, 1.0, folds, folds, True, INERT, rate)
     made = _rule(rule, optimizer)
-    counts = {"samples": samples, "batch_size": batch_size}
+    counts: dict[str, Any] = {"samples": samples, "batch_size": batch_size}
     reference = coefficients(network, Arm("tuned", made), **counts)
     _, unit = strength_of(made)
     doubled = with_strength(made, 2.0 * unit)
@@ -187,6 +211,11 @@ def _rule(rule: Any, optimizer: keras.optimizers.Optimizer) -> keras.Regularizer
             f"{', '.join(NAMES)}."
         )
     try:
+        if isinstance(rule, Rule) and rule.learns:
+            raise ValueError(
+                "expected a rule of a fixed strength, since this one finds its own "
+                'while it trains. tune(method="evidence") has it propose one.'
+            )
         strength_of(rule)
         if isinstance(rule, Rule):
             rule.check_optimizer(optimizer)

@@ -18,7 +18,12 @@ from keras_scaled_l2.rule import Rule, effective_coefficient
 
 
 def coefficients(
-    model: keras.Model, arm: Arm, *, samples: int, batch_size: int
+    model: keras.Model,
+    arm: Arm,
+    *,
+    samples: int,
+    batch_size: int,
+    learned: bool = False,
 ) -> dict[str, float]:
     """The effective coefficient of an arm's rule on each weight that it penalizes.
 
@@ -27,6 +32,7 @@ def coefficients(
         arm: The arm.
         samples: Number of training examples.
         batch_size: Examples per step.
+        learned: Whether the rule may learn its strength: then the one it starts from.
 
     Returns:
         Path of the weight -> ``c``; empty for an arm without a penalty.
@@ -39,7 +45,7 @@ def coefficients(
         return {}
     try:
         rule = keras.saving.deserialize_keras_object(dict(arm.rule))
-        if isinstance(rule, Rule) and rule.learns:
+        if isinstance(rule, Rule) and rule.learns and not learned:
             raise ValueError(
                 f"{type(rule).__name__} finds its strength while it trains under "
                 "ApplyL2, which these trainings cannot: expected a rule of a fixed "

@@ -30,6 +30,7 @@ from keras_scaled_l2.experiments.engine import (
     Trained,
     Watch,
 )
+from keras_scaled_l2.experiments.following import Follower, learned_rule
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
 from keras_scaled_l2.experiments.plan import (
     DEFAULT_BATCH_SIZE,
@@ -362,7 +363,15 @@ class Experiment:
             Arm(name, setting.rule),
             samples=self.plan.problem.samples["train"],
             batch_size=self.plan.batch_size,
+            learned=True,
         )
+
+    def follower(self, setting: Hyperparameters, data: Problem) -> Follower | None:
+        """What has a job follow the evidence; ``None`` for rules that do not."""
+        rule = learned_rule(setting.rule)
+        if rule is None:
+            return None
+        return Follower(self.plan.architecture.build(self.plan.seeds[0]), rule, data)
 
     def _engine(self, kind: tuple[bool, bool], progress: Progress) -> Engine:
         """The engine for jobs with or without dropout, with or without decay.
@@ -506,6 +515,7 @@ class _Training(Watch):
             dropout=setting.dropout,
             weight_decay=setting.weight_decay,
             patience=plan.patience,
+            adapt=self._experiment.follower(setting, self._shared.data),
         )
 
     def _record(

@@ -13,6 +13,8 @@ import numpy as np
 
 from keras_scaled_l2.experiments.jobs import (
     NORMS,
+    Adapt,
+    Adapted,
     Curves,
     Evaluation,
     Gradients,
@@ -30,6 +32,8 @@ from keras_scaled_l2.experiments.training import Training
 __all__ = [
     "MEMORY",
     "NORMS",
+    "Adapt",
+    "Adapted",
     "Curves",
     "Engine",
     "Evaluation",

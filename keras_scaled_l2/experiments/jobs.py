@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +13,21 @@ from keras_scaled_l2.experiments.problems import Problem
 Curves = Mapping[str, Sequence[float]]
 Norms = Mapping[str, Mapping[str, float]]
 Stop = Callable[[int, Curves], bool]
+Adapt = Callable[[int, Sequence[np.ndarray]], "Adapted"]
+"""``(epochs so far, weights in the order of Job.initial)`` -> what follows of them."""
 NORMS = ("weight", "data_gradient", "penalty_gradient")
+
+
+class Adapted(NamedTuple):
+    """What a job that learns its penalties goes on with after an epoch.
+
+    Args:
+        coefficients: Name of a weight -> its next ``c``, as in ``Job.coefficients``.
+        curves: Name -> value, for the curves of the job.
+    """
+
+    coefficients: Mapping[str, float]
+    curves: Mapping[str, float]
 
 
 class Watch:
@@ -50,6 +65,9 @@ class Job:
         learning_rate: ``None`` for that of the engine's optimizer.
         patience: Epochs without a lower validation data loss after which to stop and
             go back to the best; ``None`` trains all epochs and keeps the last.
+        adapt: Asked at the end of each epoch for the coefficients of the next, perhaps
+            in a thread; ``None`` keeps them. They are values that the steps read:
+            nothing is compiled anew.
     """
 
     problem: Problem
@@ -61,6 +79,7 @@ class Job:
     weight_decay: float = 0.0
     learning_rate: float | None = None
     patience: int | None = None
+    adapt: Adapt | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,7 +114,8 @@ class Trained:
     Args:
         curves: ``data_loss``, ``penalty``, and for classes ``accuracy`` -> value by
             epoch, means over the epoch with dropout on; the same with ``val_`` before
-            the name, of the validation set after the epoch.
+            the name, of the validation set after the epoch. And what ``Job.adapt``
+            gave.
         norms: ``weight``, ``data_gradient`` and ``penalty_gradient`` -> name of the
             weight -> norm at the first step of each epoch.
         best_epoch: Epoch of the lowest validation data loss, counted from 1.
@@ -106,6 +126,7 @@ class Trained:
             that were asked for.
         gradients: With the weights that were kept; ``None`` if not asked for.
         weights: The weights that were kept, in the order of ``Job.initial``.
+        coefficients: Name of a weight -> the ``c`` after the epoch that was kept.
     """
 
     curves: dict[str, list[float]]
@@ -117,3 +138,4 @@ class Trained:
     evaluations: dict[str, Evaluation]
     gradients: Gradients | None
     weights: list[np.ndarray]
+    coefficients: dict[str, float] = dataclasses.field(default_factory=dict)

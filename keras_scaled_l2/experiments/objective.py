@@ -19,13 +19,7 @@ def loss_of(task: str, probabilities: bool) -> Callable[[Tensor, Tensor], Tensor
         task: ``"classes"``, ``"binary"`` or ``"regression"`` (mean squared error).
         probabilities: Whether a classifier's outputs are probabilities, not logits.
     """
-    loss: Any
-    if task == "regression":
-        loss = keras.losses.MeanSquaredError()
-    elif task == "classes":
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not probabilities)
-    else:
-        loss = keras.losses.BinaryCrossentropy(from_logits=not probabilities)
+    loss = keras_loss(task, probabilities)
 
     def mean_loss(labels: Tensor, outputs: Tensor) -> Tensor:
         if _keras.has_mask(outputs):
@@ -37,6 +31,15 @@ def loss_of(task: str, probabilities: bool) -> Callable[[Tensor, Tensor], Tensor
         return ops.mean(loss.call(labels, outputs))
 
     return mean_loss
+
+
+def keras_loss(task: str, probabilities: bool) -> Any:
+    """The same as a loss of Keras's."""
+    if task == "regression":
+        return keras.losses.MeanSquaredError()
+    if task == "classes":
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=not probabilities)
+    return keras.losses.BinaryCrossentropy(from_logits=not probabilities)
 
 
 def right_answers(

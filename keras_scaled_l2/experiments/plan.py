@@ -32,6 +32,7 @@ from keras_scaled_l2.experiments.arms import (
 from keras_scaled_l2.experiments.arrays import Arrays
 from keras_scaled_l2.experiments.coefficients import penalizable
 from keras_scaled_l2.experiments.errors import InputError, require, unknown
+from keras_scaled_l2.experiments.following import check_following, learned_rule
 from keras_scaled_l2.experiments.model_checks import fitted
 from keras_scaled_l2.experiments.naming import every_layer, plain_config
 from keras_scaled_l2.experiments.problems import Problem, load_problem, split
@@ -191,6 +192,11 @@ def make_plan(
     check_start(network, problem)
     given = _arms(arms, strengths, dropout, largest_kernel(network))
     _check_decay(given, config)
+    for arm in given:
+        rule = learned_rule(arm.config)
+        if rule is not None:
+            made = architecture.build(seeds[0])
+            check_following(f"arm {arm.name!r}", made, rule, problem, epochs)
     return Plan(
         problem=problem,
         architecture=architecture,

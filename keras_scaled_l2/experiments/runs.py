@@ -28,7 +28,13 @@ from keras_scaled_l2.experiments.results.records import (
     Trial,
 )
 from keras_scaled_l2.probe import GradientNorms
-from keras_scaled_l2.scalars import LAYOUT, cost_scalars, gradient_scalars
+from keras_scaled_l2.scalars import (
+    EVIDENCE_LAYOUT,
+    LAYOUT,
+    cost_scalars,
+    evidence_of_logs,
+    gradient_scalars,
+)
 from keras_scaled_l2.tensorboard import EventFile
 
 TEST_TAGS = ("test/data_loss", "test/accuracy", "test/calibration_error")
@@ -48,13 +54,15 @@ def record(
         trained: What it left, with both evaluations and gradients.
         engine: What trained it.
     """
-    c = job.coefficients
+    first = c = job.coefficients
+    if job.adapt is not None:
+        c = {name: trained.coefficients[name] for name in first}
     before = start.evaluations["train"].data_loss
     penalty = starting_penalty(job, start)
     end, test = trained.evaluations["train"], trained.evaluations["test"]
     assert start.gradients is not None and trained.gradients is not None
     ratios = {
-        "start": _ratios(c, start.gradients),
+        "start": _ratios(first, start.gradients),
         "end": _ratios(c, trained.gradients),
     }
     return RunRecord(
@@ -71,6 +79,7 @@ def record(
         final_cost=Cost(end.data_loss + end.penalty, end.data_loss, end.penalty),
         hyperparameters=setting,
         coefficients=dict(c),
+        starting_coefficients={} if job.adapt is None else dict(first),
         gradient_ratios=ratios if c else {},
         weight_norms={
             "start": math.hypot(*start.gradients.weights.values()),
@@ -136,7 +145,8 @@ class RunEvents(Watch):
         self._job, self._start, self._engine = job, start_penalty, engine
         self._steps = -(-len(job.problem.y_train) // engine.batch_size)
         self._files["train"].hparams(hparams, TEST_TAGS)
-        self._files["train"].layout(LAYOUT)
+        learned = {} if job.adapt is None else EVIDENCE_LAYOUT
+        self._files["train"].layout(LAYOUT | learned)
 
     def epoch(self, place: int, curves: Curves, norms: Norms) -> None:
         """Writes an epoch's costs, and the gradients of its first step."""
@@ -145,7 +155,9 @@ class RunEvents(Watch):
         gradients = gradient_scalars(self._norms(norms), MAX_WEIGHTS)
         train.scalars(gradients, step - self._steps)
         rate = {"learning_rate": self._engine.learning_rate(self._job, step)}
-        train.scalars(self._costs(curves, "") | rate, step)
+        last = {name: values[-1] for name, values in curves.items()}
+        learned = evidence_of_logs(last)
+        train.scalars(self._costs(curves, "") | rate | learned, step)
         self._files["validation"].scalars(self._costs(curves, "val_"), step)
         for file in self._files.values():
             file.flush()
@@ -169,7 +181,10 @@ class RunEvents(Watch):
 
     def _norms(self, norms: Norms) -> dict[str, GradientNorms]:
         weight, data, penalty = (norms[kind] for kind in NORMS)
-        c = self._job.coefficients
+        c = dict(self._job.coefficients)
+        if self._job.adapt is not None:
+            # What was in force; the curves tell what follows.
+            c |= {n: penalty[n] / (2 * weight[n]) for n in c if weight[n]}
         return {
             name: GradientNorms(data[name], penalty[name], weight[name], c.get(name, 0))
             for name in weight

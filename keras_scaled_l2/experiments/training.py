@@ -50,7 +50,8 @@ class Training:
         self._problem = self._jobs[0].problem
         self._loop.seed(self._jobs[0].seed)
         values = [program.values(job) for job in self._jobs]
-        self._c = np.stack([v.coefficients for v in values]).astype(np.float64)
+        # After each epoch; those before the first step come first.
+        self._c = [np.stack([v.coefficients for v in values]).astype(np.float64)]
         self._state: State = self._loop.start(values)
         self._kept: Any = None
         n = len(self._jobs)
@@ -71,6 +72,7 @@ class Training:
             self.epoch()
             self.validate()
             self._look_at_losses()
+            self._adapt()
             self._seconds[self._active] += time.perf_counter() - clock
             for k in np.flatnonzero(self._active).tolist():
                 self._watch.epoch(
@@ -79,6 +81,9 @@ class Training:
             self._active &= [not self._ends(k) for k in range(len(self._jobs))]
         if self._kept is not None:
             self._state = self._loop.go_back(self._state, self._kept)
+        self._penalize(
+            np.stack([self._c[self._kept_epoch(k)][k] for k in range(len(self._jobs))])
+        )
 
     def epoch(self, steps: int | None = None) -> None:
         """One pass over the training data, measured at its first step."""
@@ -101,6 +106,7 @@ class Training:
         for k in np.flatnonzero(self._active):
             self._squares[k].append(measured[k].astype(np.float64))
         self._append("", self._each(sums), n)
+        self._c.append(self._c[-1].copy())
         self._epoch += 1
 
     def validate(self) -> None:
@@ -110,21 +116,30 @@ class Training:
 
     def result(self, k: int, evaluate: Sequence[str], gradients: bool) -> Trained:
         """What a job left."""
-        curves = self._curves[k]
-        last = len(curves.get("val_data_loss", ()))
-        best = int(self._best_epoch[k]) or min(1, last)
-        kept = last if self._jobs[k].patience is None else best
+        kept = self._kept_epoch(k)
+        names = self._program.names
         return Trained(
-            curves=curves,
+            curves=self._curves[k],
             norms=self._all_norms(k),
-            best_epoch=best,
+            best_epoch=self._first_best(k),
             kept_epoch=kept,
             steps=int(self._steps[k]),
             seconds=float(self._seconds[k]),
             evaluations={part: self._evaluation(part, k) for part in evaluate},
             gradients=self._gradients(k) if gradients else None,
-            weights=self._final_weights(k),
+            weights=self._current_weights(k),
+            coefficients=dict(zip(names, self._c[kept][k].tolist(), strict=True)),
         )
+
+    def _first_best(self, k: int) -> int:
+        """The best epoch, the first if all diverged, 0 without any."""
+        last = len(self._curves[k].get("val_data_loss", ()))
+        return int(self._best_epoch[k]) or min(1, last)
+
+    def _kept_epoch(self, k: int) -> int:
+        """The epoch whose weights are kept, 0 without any."""
+        last = len(self._curves[k].get("val_data_loss", ()))
+        return last if self._jobs[k].patience is None else self._first_best(k)
 
     def _ends(self, k: int) -> bool:
         job = self._jobs[k]
@@ -159,6 +174,24 @@ class Training:
         keep = np.where(stopping, better, self._active)
         if self._epoch == 1 or keep.any():
             self._kept = self._loop.keep(self._state, keep, self._kept)
+
+    def _adapt(self) -> None:
+        """The coefficients of the next epoch, of the jobs that learn them."""
+        c = self._c[-1]
+        names = self._program.names
+        for k in np.flatnonzero(self._active).tolist():
+            adapt = self._jobs[k].adapt
+            if adapt is not None:
+                found = adapt(self._epoch, self._current_weights(k))
+                c[k] = [found.coefficients.get(name, 0.0) for name in names]
+                for name, value in found.curves.items():
+                    self._curves[k].setdefault(name, []).append(value)
+        self._penalize(c)
+
+    def _penalize(self, c: np.ndarray) -> None:
+        """Have the steps read these, where there is anything that changes them."""
+        if any(job.adapt is not None for job in self._jobs):
+            self._state = self._loop.penalize(self._state, c.astype(np.float32))
 
     def _step(self, data: Data, chosen: np.ndarray) -> tuple[Any, Any]:
         self._state, sums, squares = self._loop.step(
@@ -242,7 +275,7 @@ class Training:
     def _norms(self, k: int, epoch: int) -> dict[str, dict[str, float]]:
         """Norms at the first step of an epoch: kind -> weight -> norm."""
         weights, gradients = np.sqrt(self._squares[k][epoch])
-        columns = (weights, gradients, 2.0 * self._c[k] * weights)
+        columns = (weights, gradients, 2.0 * self._c[epoch][k] * weights)
         return {
             kind: dict(zip(self._program.names, column.tolist(), strict=True))
             for kind, column in zip(NORMS, columns, strict=True)
@@ -257,7 +290,7 @@ class Training:
             if (names := self._program.names) and epochs
         }
 
-    def _final_weights(self, k: int) -> list[np.ndarray]:
+    def _current_weights(self, k: int) -> list[np.ndarray]:
         network = self._program.network
         variables = (*network.trainable_variables, *network.non_trainable_variables)
         values = self._loop.weights(self._state)[k]

@@ -26,6 +26,9 @@ from keras_scaled_l2.experiments.storage import differences
 Key = tuple[float, int, int]
 """Strength, seed and fold."""
 
+EVIDENCE = -1.0
+"""In place of a strength: the training that has the evidence propose one."""
+
 HEARTBEAT = 10
 """Seconds between the signs of life of a worker."""
 GRACE = 60
@@ -220,7 +223,7 @@ class Trials:
     def _distributions(self) -> dict[str, Any]:
         made = self._optuna.distributions
         return {
-            "strength": made.FloatDistribution(0.0, 1e300),
+            "strength": made.FloatDistribution(EVIDENCE, 1e300),
             "seed": made.IntDistribution(0, 2**31 - 1),
             "fold": made.IntDistribution(0, 2**31 - 1),
         }

@@ -14,7 +14,11 @@ from keras_scaled_l2.experiments.plan import DEFAULT_MEMORY, Model
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.experiments.results.tuning import TuningResult
 from keras_scaled_l2.experiments.tuner import Say, Tuner, print_line, say_nothing
-from keras_scaled_l2.experiments.tuning_plan import DROPOUT, make_tuning_plan
+from keras_scaled_l2.experiments.tuning_plan import (
+    DROPOUT,
+    check_evidence,
+    make_tuning_plan,
+)
 from keras_scaled_l2.experiments.workers import Workers
 
 
@@ -25,7 +29,7 @@ def tune(
     *,
     grid: Sequence[float] | None = None,
     method: str = "holdout",
-    folds: int = 5,
+    folds: int | None = None,
     seeds: int | Sequence[int] = 5,
     criterion: str = "data_loss",
     epochs: int | None = None,
@@ -56,8 +60,10 @@ def tune(
         grid: Strengths to try, 0 for no penalty; ``None`` to find them.
         method: ``"holdout"``: each seed draws a validation set, and training stops
             early by its data loss. ``"kfold"``: cross-validation, repeated for each
-            seed; all epochs are trained unless ``patience`` is given.
-        folds: Folds of the cross-validation.
+            seed; all epochs are trained unless ``patience`` is given. ``"evidence"``:
+            one training under ``EvidenceL2`` (SGD only) proposes a strength for the
+            penalty, and hold-out tries it, at most four around it, and no penalty.
+        folds: Folds of the cross-validation, 5 by default.
         seeds: Number of seeds, or seeds: of split, initial weights and batch order,
             shared by all strengths.
         criterion: ``"data_loss"`` or ``"accuracy"``, of the validation data.
@@ -101,6 +107,8 @@ def tune(
     }
     given: dict[str, Any] = {"model": model, "problem": problem}
     rate: float | None = None
+    if method == "evidence":
+        check_evidence(rule, grid, folds)
     if isinstance(rule, str) and "+" in rule:
         penalty = _penalty_beside_dropout(rule)
         below = None if directory is None else os.path.join(directory, DROPOUT)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from keras_scaled_l2.counts import elements
-from keras_scaled_l2.experiments.engine import Engine, Job, Parts, Trained
+from keras_scaled_l2.experiments.engine import Engine, Parts
 from keras_scaled_l2.experiments.errors import InputError, require
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
 from keras_scaled_l2.experiments.program import make_parts
@@ -31,7 +31,13 @@ from keras_scaled_l2.experiments.search import (
     is_hopeless,
     next_jobs,
 )
-from keras_scaled_l2.experiments.trials import Key, Trials
+from keras_scaled_l2.experiments.trials import EVIDENCE, Key, Trials
+from keras_scaled_l2.experiments.tuning_jobs import (
+    apart,
+    make_job,
+    make_record,
+    proposal,
+)
 from keras_scaled_l2.experiments.tuning_pages import write_pages
 from keras_scaled_l2.experiments.tuning_plan import (
     DROPOUT,
@@ -87,6 +93,7 @@ class Tuner:
     def result(self, finished: Mapping[Key, Mapping[str, Any]]) -> TuningResult:
         """What the trainings that are finished come to."""
         plan, axis = self.plan, self.plan.axis
+        finished, proposed = apart(finished)
         by_strength: dict[float, list[TuningJob]] = {}
         stopped = set()
         for (strength, seed, fold), record in sorted(finished.items()):
@@ -112,6 +119,7 @@ class Tuner:
             exact=axis.exact,
             inert_below=axis.inert_below,
             notes=self._notes(stopped),
+            evidence=None if proposed is None else proposal(plan, proposed),
             problem=base.problem.name,
             architecture=base.architecture.name,
             weights=sum(elements(v.shape) for v in base.network.trainable_weights),
@@ -189,10 +197,10 @@ class Tuner:
                 if not lacking:
                     return
                 strengths = sorted({strength for strength, *_ in lacking})
-                self._say(
-                    f"round {len(rounds) + 1}: {len(lacking)} trainings, strengths "
-                    f"{', '.join(f'{s:g}' for s in strengths)}"
-                )
+                what = f"strengths {', '.join(f'{s:g}' for s in strengths)}"
+                if strengths == [EVIDENCE]:
+                    what = "the evidence proposes a strength"
+                self._say(f"round {len(rounds) + 1}: {len(lacking)} trainings, {what}")
                 trials.add_round(lacking)
             trials.enqueue(lacking)
             most = AT_ONCE * self.plan.workers if self._shared else len(lacking)
@@ -217,10 +225,16 @@ class Tuner:
                 list(places), plan.blocks, self._measured(finished, places)
             )
             return [(places[place], *block) for place, block in jobs]
-        _, lowest, highest = plan.axis.bounds
-        lattice: list[Place] = [None, *range(lowest, highest + 1)]
-        places = {place: plan.axis.strength(place) for place in lattice}
-        jobs = next_jobs(self._measured(finished, places), plan.space)
+        space, at = plan.space, plan.axis.strength
+        finished, proposed = apart(finished)
+        if plan.method == "evidence":
+            if proposed is None:
+                return [(EVIDENCE, *plan.evidence_block)]
+            center = proposal(plan, proposed).strength
+            at = functools.partial(plan.axis.around, center)
+        lattice: list[Place] = [None, *range(space.lowest, space.highest + 1)]
+        places = {place: at(place) for place in lattice}
+        jobs = next_jobs(self._measured(finished, places), space)
         return [(places[place], *block) for place, block in jobs]
 
     def _measured(
@@ -262,8 +276,11 @@ class Tuner:
             value = min(self._value(record), 1e300)
             self._trials.finish(number, record, value)
             loss = record["curve"][record["kept_epoch"] - 1]
+            what = f"strength {strength:g}"
+            if strength == EVIDENCE:
+                what = f"the evidence proposes {proposal(self.plan, record).strength:g}"
             self._say(
-                f"  strength {strength:g}, seed {seed}, fold {fold}: validation data "
+                f"  {what}, seed {seed}, fold {fold}: validation data "
                 f"loss {math.nan if loss is None else loss:.4f}"
             )
 
@@ -291,9 +308,10 @@ class Tuner:
                 stopped.add(place)
             return place in stopped
 
-        jobs = [self._job(key) for key in keys]
+        jobs = [make_job(self.plan, key) for key in keys]
         for place, trained in self._made_engine().train(jobs, stop=stop):
-            yield place, finite(_record(trained, place in stopped))
+            record = make_record(jobs[place], trained, place in stopped)
+            yield place, finite(record)
 
     def _is_hopeless(
         self,
@@ -308,6 +326,8 @@ class Tuner:
         """
         axis, plan = self.plan.axis, self.plan
         strength, *block = key
+        if strength == EVIDENCE:
+            return False
         if plan.criterion != "data_loss" or axis.kind == DROPOUT or plan.grid:
             return False
         if tuple(block) not in plan.space.first:
@@ -317,23 +337,9 @@ class Tuner:
                 axis.e_folds(s), [math.nan if v is None else v for v in r["curve"]]
             )
             for (s, *b), r in known.items()
-            if b == block and s != strength and not r["stopped"]
+            if b == block and s not in (strength, EVIDENCE) and not r["stopped"]
         ]
         return is_hopeless(axis.e_folds(strength), losses, others)
-
-    def _job(self, key: Key) -> Job:
-        strength, seed, fold = key
-        setting = self.plan.axis.setting(strength)
-        return Job(
-            problem=self.plan.data((seed, fold)),
-            initial=self.plan.initial(seed),
-            coefficients=setting.coefficients,
-            seed=seed,
-            epochs=self.plan.base.epochs,
-            dropout=setting.dropout,
-            weight_decay=setting.weight_decay,
-            patience=self.plan.patience,
-        )
 
     def _made_engine(self) -> Engine:
         if self._engine is None:
@@ -362,21 +368,6 @@ def make_engine(plan: TuningPlan, *, drops: bool, decays: bool) -> Engine:
 def _parts(plan: TuningPlan, drops: bool) -> Parts:
     network = plan.base.architecture.build(plan.base.seeds[0])
     return make_parts(network, plan.base.optimizer.make(), drops=drops)
-
-
-def _record(trained: Trained, stopped: bool) -> dict[str, Any]:
-    """What is written down of a training."""
-    curves, kept = trained.curves, trained.kept_epoch - 1
-    accuracies = curves.get("val_accuracy")
-    return {
-        "data_loss": float(curves["val_data_loss"][kept]),
-        "accuracy": None if accuracies is None else float(accuracies[kept]),
-        "best_epoch": trained.best_epoch,
-        "kept_epoch": trained.kept_epoch,
-        "steps": trained.steps,
-        "stopped": stopped,
-        "curve": [float(v) for v in curves["val_data_loss"]],
-    }
 
 
 def print_line(line: str) -> None:

@@ -14,9 +14,10 @@ import keras
 import numpy as np
 
 from keras_scaled_l2.experiments import architectures
-from keras_scaled_l2.experiments.arms import check_rate
+from keras_scaled_l2.experiments.arms import DECAY, check_rate
 from keras_scaled_l2.experiments.axis import Axis, make_axis
-from keras_scaled_l2.experiments.errors import InputError, unknown
+from keras_scaled_l2.experiments.errors import InputError, one_line, unknown
+from keras_scaled_l2.experiments.following import Follower, check_following
 from keras_scaled_l2.experiments.plan import Model, Plan, check_count, make_plan
 from keras_scaled_l2.experiments.plan import _writable as writable
 from keras_scaled_l2.experiments.problems import Problem
@@ -24,9 +25,13 @@ from keras_scaled_l2.experiments.results.curve import Block
 from keras_scaled_l2.experiments.results.tuning import CRITERIA
 from keras_scaled_l2.experiments.search import Space
 from keras_scaled_l2.experiments.twin import derive
+from keras_scaled_l2.regularizers import EvidenceL2
 from keras_scaled_l2.rule import Rule
 
-METHODS = ("holdout", "kfold")
+METHODS = ("holdout", "kfold", "evidence")
+DEFAULT_FOLDS = 5
+LONGEST_BURN_IN = 5
+"""Epochs of an evidence training before strengths move; a third of a shorter one."""
 DEFAULT_PATIENCE = 4
 """Of hold-out; cross-validation trains all epochs unless it is given one."""
 DROPOUT = "dropout"
@@ -58,9 +63,13 @@ class TuningPlan:
     def space(self) -> Space:
         """Where the search may go."""
         middle, lowest, highest = self.axis.bounds
+        step = 2
+        if self.method == "evidence":
+            # Five strengths, half decades apart, the proposal in the middle.
+            middle, step, lowest, highest = 0, 1, -2, 2
         screening = max(2, math.ceil(len(self.blocks) / 5))
         return Space(
-            self.blocks, middle, 2, lowest, highest, min(screening, len(self.blocks))
+            self.blocks, middle, step, lowest, highest, min(screening, len(self.blocks))
         )
 
     @functools.cached_property
@@ -83,6 +92,17 @@ class TuningPlan:
         """Initial weights of a seed, the same in all its folds."""
         network = self.base.architecture.build(seed)
         return architectures.initial_weights(network)
+
+    @property
+    def evidence_rule(self) -> EvidenceL2:
+        """What the training that proposes a strength is penalized by."""
+        burn_in = max(1, min(LONGEST_BURN_IN, self.base.epochs // 3))
+        return EvidenceL2(burn_in=burn_in)
+
+    @property
+    def evidence_block(self) -> Block:
+        """The block whose training data it has."""
+        return self.blocks[0]
 
     def configuration(self) -> dict[str, Any]:
         """What the numbers follow from, as plain data."""
@@ -109,7 +129,7 @@ def make_tuning_plan(
     *,
     grid: Sequence[float] | None,
     method: str,
-    folds: int,
+    folds: int | None,
     criterion: str,
     patience: int | None,
     storage: str | None,
@@ -127,7 +147,9 @@ def make_tuning_plan(
         raise unknown("method", str(method), METHODS)
     if criterion not in CRITERIA:
         raise unknown("criterion", str(criterion), CRITERIA)
-    check_count("folds", folds)
+    if method == "evidence":
+        check_evidence(rule, grid, folds)
+    folds = check_count("folds", DEFAULT_FOLDS if folds is None else folds)
     check_count("workers", workers)
     values = None if grid is None else _grid(grid, rule)
     given = {name: value for name, value in options.items() if value is not None}
@@ -140,7 +162,7 @@ def make_tuning_plan(
         )
     if criterion == "accuracy" and base.problem.task == "regression":
         raise InputError("criterion 'accuracy' of a regression: expected 'data_loss'.")
-    if patience is None and method == "holdout":
+    if patience is None and method != "kfold":
         patience = DEFAULT_PATIENCE
     plan = TuningPlan(
         base=base,
@@ -166,10 +188,53 @@ def make_tuning_plan(
     if method == "kfold":
         # Too many folds come to light here.
         plan.data(plan.blocks[0])
+    if method == "evidence":
+        follower(plan)
     if plan.axis.kind == DROPOUT or rate:
         # Not every network can have dropout.
         derive(base.network, 0.5)
     return plan
+
+
+def follower(plan: TuningPlan) -> Follower:
+    """What has the training that proposes a strength follow the evidence.
+
+    Raises:
+        InputError: If the evidence has no meaning for the network or the optimizer.
+    """
+    base, rule = plan.base, plan.evidence_rule
+    try:
+        rule.check_optimizer(base.optimizer.make())
+    except ValueError as error:
+        raise InputError(f"method 'evidence': {one_line(error)}") from error
+    network = base.architecture.build(base.seeds[0])
+    data = plan.data(plan.evidence_block)
+    return check_following("method 'evidence'", network, rule, data, base.epochs)
+
+
+def check_evidence(rule: Any, grid: Any, folds: int | None) -> None:
+    """Refuse what ``method="evidence"`` does not serve, before anything is loaded.
+
+    Raises:
+        InputError: For a rule without coefficients, a grid, or folds.
+    """
+    if folds is not None:
+        raise InputError(
+            f"folds {folds} and method 'evidence': expected none of them, since it "
+            "tries what the evidence proposes by hold-out. Leave folds out, or use "
+            "method 'kfold'."
+        )
+    if grid is not None:
+        raise InputError(
+            "grid and method 'evidence': expected no grid, since the evidence proposes "
+            "the strengths. Leave it out, or use method 'holdout'."
+        )
+    if isinstance(rule, str) and (rule in (DECAY, DROPOUT) or "+" in rule):
+        raise InputError(
+            f"rule {rule!r} and method 'evidence': expected a penalty on weights such "
+            "as 'l2', the only thing that the evidence proposes a strength for. Use "
+            "method 'holdout'."
+        )
 
 
 def _call(rule: Any) -> str:

@@ -87,7 +87,9 @@ class RunRecord(Record):
         final_cost: As ``starting_cost``, with the weights that were kept.
         hyperparameters: What was trained; differs between the seeds where it was
             tuned.
-        coefficients: Path of each penalized weight -> effective coefficient ``c``.
+        coefficients: Path of each penalized weight -> effective coefficient ``c``; of a
+            rule that learns it the one that it ended with.
+        starting_coefficients: The ones that such a rule started from; else empty.
         gradient_ratios: ``"start"`` and ``"end"`` -> path -> norm of the penalty's
             gradient over norm of the data gradient, on one batch of training data,
             dropout off.
@@ -99,7 +101,8 @@ class RunRecord(Record):
         steps: Steps that were trained.
         curves: Name of a quantity (``data_loss``, ``penalty``, ``accuracy``, and these
             with ``val_`` before) -> its value by epoch; those of the training set are
-            means over the epoch, dropout on.
+            means over the epoch, dropout on. Of a rule that learns its strength also
+            ``c/``, ``gamma/`` and ``gamma_share/`` with the path of each layer.
         norms: ``weight``, ``data_gradient`` and ``penalty_gradient`` -> path of each
             weight that a penalty may be put on -> norm at the first step of each
             epoch, before clipping.
@@ -126,6 +129,7 @@ class RunRecord(Record):
     curves: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     norms: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
+    starting_coefficients: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def diverged(self) -> bool:

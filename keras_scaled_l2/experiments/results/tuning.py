@@ -63,6 +63,31 @@ class TuningPoint(Record):
 
 
 @dataclasses.dataclass(frozen=True)
+class Evidence(Record):
+    """The training that proposed a strength.
+
+    Args:
+        strength: What it proposed: the rule's strength whose coefficients have the same
+            geometric mean over the weights.
+        coefficients: Weight -> the ``c`` that the evidence gave it.
+        gammas: Layer, by its first weight -> its parameters that the data determine.
+        seed: Seed of its split, initial weights and batch order.
+        data_loss: On its validation data, after the last epoch; nothing was chosen by
+            it.
+        accuracy: The same; ``None`` for a regression.
+        steps: Steps that it was trained.
+    """
+
+    strength: float
+    coefficients: Mapping[str, float]
+    gammas: Mapping[str, float]
+    seed: int
+    data_loss: float
+    accuracy: float | None
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Measured:
     """A strength and its trainings, before any statistics."""
 
@@ -82,7 +107,7 @@ class TuningResult(FileRecord):
         architecture: The network in one line.
         weights: Number of its trainable weights.
         rule: What was tuned.
-        method: ``"holdout"`` or ``"kfold"``.
+        method: ``"holdout"``, ``"kfold"`` or ``"evidence"``.
         criterion: ``"data_loss"`` or ``"accuracy"``, of the validation data.
         optimizer: Class and config.
         samples: Number of examples by set.
@@ -94,6 +119,7 @@ class TuningResult(FileRecord):
         one_standard_error: ``strength``.
         plateau: ``low`` and ``high``.
         findings: In words.
+        evidence: What the evidence proposed; ``None`` for the other methods.
     """
 
     kind = "tuning"
@@ -114,6 +140,7 @@ class TuningResult(FileRecord):
     one_standard_error: Mapping[str, float]
     plateau: Mapping[str, float]
     findings: tuple[str, ...]
+    evidence: Evidence | None = None
 
     def table(self) -> str:
         """The curve as text, with the findings."""
@@ -165,6 +192,7 @@ def make_result(
     exact: bool = True,
     inert_below: float | None = None,
     notes: Sequence[str] = (),
+    evidence: Evidence | None = None,
     **fields: Any,
 ) -> TuningResult:
     """The result of what was measured, statistics and findings included.
@@ -174,6 +202,7 @@ def make_result(
         exact: Whether e-folds have their meaning, so that there is a half-life.
         inert_below: The strength below which nothing happens, if it is known.
         notes: Findings of the search itself, put behind the others.
+        evidence: What the evidence proposed, if it was asked.
         fields: The fields of ``TuningResult`` that are not derived.
     """
     ordered = sorted(measured, key=lambda m: (m.strength != 0, m.e_folds, m.strength))
@@ -196,9 +225,16 @@ def make_result(
     findings = tuning_text.findings(
         points, found, rule=fields["rule"], inert_below=inert_below
     )
+    steps = sum(job.steps for point in points for job in point.jobs)
+    if evidence is not None:
+        steps += evidence.steps
+        findings += tuning_text.evidence_findings(
+            points, found, evidence, rule=fields["rule"]
+        )
     return TuningResult(
         **fields,
-        steps=sum(job.steps for point in points for job in point.jobs),
+        evidence=evidence,
+        steps=steps,
         points=points,
         best={
             "strength": best.strength,

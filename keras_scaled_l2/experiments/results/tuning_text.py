@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING
 from keras_scaled_l2.experiments.results.curve import WITHIN, Curve
 
 if TYPE_CHECKING:
-    from keras_scaled_l2.experiments.results.tuning import TuningPoint, TuningResult
+    from keras_scaled_l2.experiments.results.tuning import (
+        Evidence,
+        TuningPoint,
+        TuningResult,
+    )
 
 _CODE = {
     "l2": "kernel_regularizer=keras.regularizers.L2({:g})",
@@ -76,6 +80,34 @@ def findings(
     if lost:
         lines.append(f"Diverged: {', '.join(map(_say, lost))}.")
     return lines
+
+
+def evidence_findings(
+    points: Sequence[TuningPoint], found: Curve, evidence: Evidence, *, rule: str
+) -> list[str]:
+    """What the evidence proposed, and what hold-out found around it."""
+    c, gamma = evidence.coefficients.values(), math.fsum(evidence.gammas.values())
+    low, high = min(c), max(c)
+    span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g} by layer"
+    counted = f", {gamma:.4g} parameters determined" if math.isfinite(gamma) else ""
+    lines = [
+        f"The evidence of one training ({evidence.steps:,} steps) proposed the "
+        f"strength {evidence.strength:.3g} of {rule}: c = {span}{counted}."
+    ]
+    tried = [p for p in points if p.strength]
+    around = (
+        f"Hold-out tried {len(tried)} strengths around it, from "
+        f"{_say(tried[0].strength)} to {_say(tried[-1].strength)}"
+    )
+    best = points[found.best]
+    proposed = next(p for p in tried if p.strength == evidence.strength)
+    if best is proposed:
+        return [*lines, f"{around}: the proposal itself is best."]
+    behind = abs(proposed.mean - best.mean) / abs(best.mean) if best.mean else math.nan
+    return [
+        *lines,
+        f"{around}: {_say(best.strength)} is best, the proposal {behind:.1%} behind.",
+    ]
 
 
 def _plateau(points: Sequence[TuningPoint], found: Curve, rule: str) -> str:
@@ -190,6 +222,8 @@ def setting(result: TuningResult) -> str:
     folds = {(job.seed, job.fold) for p in result.points for job in p.jobs}
     seeds = len({seed for seed, _ in folds})
     how = f"hold-out, {seeds} seeds"
+    if result.method == "evidence":
+        how = f"hold-out around what the evidence proposed, {seeds} seeds"
     if result.method == "kfold":
         k = len({fold for _, fold in folds})
         how = f"{k}-fold cross-validation, {seeds} seeds"

@@ -1,0 +1,87 @@
+"""From the key of a training to its job, and from what it left to its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from keras_scaled_l2.counts import elements
+from keras_scaled_l2.experiments.coefficients import penalizable
+from keras_scaled_l2.experiments.engine import Job, Trained
+from keras_scaled_l2.experiments.following import Follower
+from keras_scaled_l2.experiments.results.tuning import Evidence
+from keras_scaled_l2.experiments.trials import EVIDENCE, Key
+from keras_scaled_l2.experiments.tuning_plan import TuningPlan, follower
+
+Record = Mapping[str, Any]
+
+
+def make_job(plan: TuningPlan, key: Key) -> Job:
+    """What a key is trained as."""
+    strength, seed, fold = key
+    if strength == EVIDENCE:
+        return _evidence_job(plan, seed)
+    setting = plan.axis.setting(strength)
+    return Job(
+        problem=plan.data((seed, fold)),
+        initial=plan.initial(seed),
+        coefficients=setting.coefficients,
+        seed=seed,
+        epochs=plan.base.epochs,
+        dropout=setting.dropout,
+        weight_decay=setting.weight_decay,
+        patience=plan.patience,
+    )
+
+
+def _evidence_job(plan: TuningPlan, seed: int) -> Job:
+    """All epochs: the evidence is known at the optimum only."""
+    follows = follower(plan)
+    return Job(
+        problem=plan.data(plan.evidence_block),
+        initial=plan.initial(seed),
+        coefficients=follows.initial,
+        seed=seed,
+        epochs=plan.base.epochs,
+        adapt=follows,
+    )
+
+
+def make_record(job: Job, trained: Trained, stopped: bool) -> dict[str, Any]:
+    """What is written down of a training."""
+    curves, kept = trained.curves, trained.kept_epoch - 1
+    accuracies = curves.get("val_accuracy")
+    record: dict[str, Any] = {
+        "data_loss": float(curves["val_data_loss"][kept]),
+        "accuracy": None if accuracies is None else float(accuracies[kept]),
+        "best_epoch": trained.best_epoch,
+        "kept_epoch": trained.kept_epoch,
+        "steps": trained.steps,
+        "stopped": stopped,
+        "curve": [float(v) for v in curves["val_data_loss"]],
+    }
+    if isinstance(job.adapt, Follower):
+        unknown = job.adapt.unknown
+        found = trained.coefficients.items()
+        record["coefficients"] = {p: c for p, c in found if p not in unknown}
+        record["gammas"] = job.adapt.gammas
+    return record
+
+
+def apart(finished: Mapping[Key, Record]) -> tuple[dict[Key, Record], Record | None]:
+    """The trainings of strengths, and the one that had the evidence propose one."""
+    proposed = [record for (s, *_), record in finished.items() if s == EVIDENCE]
+    others = {key: record for key, record in finished.items() if key[0] != EVIDENCE}
+    return others, proposed[0] if proposed else None
+
+
+def proposal(plan: TuningPlan, record: Record) -> Evidence:
+    """What the evidence proposed, as it is told."""
+    weights = penalizable(plan.base.network).items()
+    sizes = {path: elements(variable.shape) for path, variable in weights}
+    names = ("coefficients", "gammas", "data_loss", "accuracy", "steps")
+    return Evidence(
+        strength=plan.axis.strength_like(record["coefficients"], sizes),
+        seed=plan.evidence_block[0],
+        **{name: record[name] for name in names},
+    )
