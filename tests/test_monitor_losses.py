@@ -512,6 +512,57 @@ else:
             return logs, (trainable, non_trainable, optimizer, metrics)
 
 
+if BACKEND == "tensorflow":
+
+    def own_logs(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+        weights = self.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, weights), weights)
+        return {"loss": loss}
+
+elif BACKEND == "torch":
+
+    def own_logs(self, data):
+        x, y = data
+        self.zero_grad()
+        loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+        loss.backward()
+        weights = self.trainable_variables
+        with torch.no_grad():
+            self.optimizer.apply([v.value.grad for v in weights], weights)
+        return {"loss": loss}
+
+else:
+
+    def own_logs(self, state, data):
+        trainable, non_trainable, optimizer, metrics = state
+        x, y = data
+
+        def loss_at(trainable):
+            y_pred, _ = self.stateless_call(trainable, non_trainable, x, training=True)
+            return self.stateless_compute_loss(
+                trainable, non_trainable, metrics, x=x, y=y, y_pred=y_pred
+            )[0]
+
+        loss, gradient = jax.value_and_grad(loss_at)(trainable)
+        trainable, optimizer = self.optimizer.stateless_apply(
+            optimizer, gradient, trainable
+        )
+        return {"loss": loss}, (trainable, non_trainable, optimizer, metrics)
+
+
+def test_step_that_returns_its_own_logs_is_told_so():
+    model = of_kind(type("OwnLogs", (keras.Model,), {"train_step": own_logs}))
+    with pytest.warns(UserWarning, match="no data_loss and no penalty.*self.metrics"):
+        history = fit(model, X, Y, CostMonitor(), validation_data=(X, Y), epochs=2)
+    assert np.isnan([*history["data_loss"], *history["penalty"]]).all()
+    assert len(history["data_loss"]) == len(history["val_data_loss"]) == 2
+    total = np.add(history["val_data_loss"], history["val_penalty"])
+    np.testing.assert_allclose(total, history["val_loss"], rtol=1e-5)
+
+
 @pytest.mark.parametrize("logged", [0, 1, 2], ids=["first", "second", "mean"])
 def test_parts_of_a_step_with_two_losses_are_those_of_the_one_it_logs(logged, tmp_path):
     model = of_kind(Sharp)
