@@ -298,6 +298,9 @@ class CostMonitor(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Writes the epoch's costs, and flushes: there may be no end of training."""
         self._warn_of_cost(logs or {})
+        if logs is not None and is_split(self.model):
+            for name in NAMES:  # a step that returns logs of its own has none
+                logs.setdefault(name, math.nan)
         if self._files is None or logs is None:
             return
         step = updates(self.model)
@@ -359,6 +362,13 @@ class CostMonitor(keras.callbacks.Callback):
                 f"CostMonitor cannot tell data cost from penalty: the train_step of "
                 f"{name!r} does not call self.compute_loss(...), on JAX "
                 f"self.stateless_compute_loss(...). {unknown}"
+            )
+        if not logs.keys() >= set(NAMES):
+            return (
+                f"CostMonitor finds no data_loss and no penalty in the logs that the "
+                f"train_step of {name!r} returns, which end as those of the last "
+                "batch. Update all of self.metrics in it and return their results, as "
+                f"the train_step of Keras's guide does. {unknown}"
             )
         if split.weighs and logs.get("penalty") == 0 and penalty_of(model) != 0:
             return text_of_dropped(model)

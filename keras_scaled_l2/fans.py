@@ -87,7 +87,8 @@ def _fan_in_of_torch(module: Any, parameter: Any, shape: Shape) -> float:
     prefix = below.rstrip(".") if found else path.rpartition(".")[0]
     owner = module.get_submodule(prefix)
     kind = type(owner).__name__ if path else ""
-    if "Embedding" in kind:
+    # Of several dimensions too: LayerNorm((3, 4)) scales each element by itself.
+    if "Embedding" in kind or "Norm" in kind or path.endswith("bias"):
         return 1
     if "Transpose" in kind:
         window = zip(shape[2:], owner.stride, strict=True)

@@ -79,8 +79,8 @@ def text_of_dropped(model: keras.Model) -> str:
     """That a ``compute_loss`` drops the penalties, and the code that it lacks."""
     return (
         f"The penalty does not act: the compute_loss of {model.name!r} leaves "
-        "self.losses out. Add `loss = loss + sum(self.losses)` before it returns "
-        "loss."
+        "self.losses out, or multiplies them by 0 as yet. Add `loss = loss + "
+        "sum(self.losses)` before it returns loss, unless a warm-up lets them in later."
     )
 
 

@@ -96,8 +96,7 @@ def _weighed(
 ) -> Parts:
     """The parts under a ``compute_loss`` that may do with ``self.losses`` anything."""
     if not penalties:
-        with _losses_are(model, others):
-            total = compute_loss(**arguments)
+        total = compute_loss(**arguments)
         return Parts(total, ops.cast(total, floatx()), ops.zeros(()), {})
     variables = [v for v in model.trainable_weights if v.regularizer is not None]
     tensors = [ops.convert_to_tensor(penalty) for penalty in penalties]
@@ -110,10 +109,13 @@ def _weighed(
         # Also under layer.losses, for a compute_loss that adds those of one layer. Not
         # on replicas, whose threads would see each other's.
         one = getattr(_strategy(model), "num_replicas_in_sync", 1) == 1
-        with (
-            _losses_are(model, [*others, *shifted]),
-            _regularized(giving) if one else contextlib.nullcontext(),
-        ):
+        # Where Keras has no list of its own compute_loss may still call add_loss.
+        listed = not one or vars(model)[_keras.LOSSES_OVERRIDE]
+        with contextlib.ExitStack() as meanwhile:
+            if listed:
+                meanwhile.enter_context(_losses_are(model, [*others, *shifted]))
+            if one:
+                meanwhile.enter_context(_regularized(giving))
             return compute_loss(**arguments)
 
     total, slopes = value_and_slopes(loss_at, len(tensors))

@@ -227,6 +227,8 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "kslnets.py").write_text(MODULE)
     (tmp_path / "kslbad.py").write_text("def make(:\n")
     (tmp_path / "kslraises.py").write_text("raise RuntimeError('not today')\n")
+    (tmp_path / "kslexits.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "kslleaves.py").write_text("def make():\n    raise SystemExit(3)\n")
     return tmp_path
 
 
@@ -240,6 +242,8 @@ def here(tmp_path, monkeypatch):
         ("kslnets:", "is not found"),
         ("kslbad:make", "invalid syntax"),
         ("kslraises:make", "not today"),
+        ("kslexits:make", r"ends the program with sys.exit\(0\)"),
+        ("kslleaves:make", "failed: SystemExit: 3"),
     ],
 )
 @pytest.mark.usefixtures("here")

@@ -642,6 +642,7 @@ if keras.config.backend() == "torch":
             "transposed": (normed(nn.ConvTranspose2d(6, 4, 4, stride=2)), [1, 1, 24]),
             "inside": (nn.Sequential(normed(nn.Linear(5, 3))), [1, 1, 5]),
             "embedding": (parametrizations.spectral_norm(nn.Embedding(9, 4)), [1]),
+            "scale and offset": (nn.LayerNorm((3, 4)), [1, 1]),
             "pruned": (prune.identity(nn.Linear(4, 3), "weight"), [1, 4]),
         }
         for module, expected in modules.values():

@@ -99,7 +99,11 @@ def kernels(model):
 
 
 def squares(model):
-    return [float(reference(1.0, numpy64(w))) for w in kernels(model)]
+    return squares_of(*kernels(model))
+
+
+def squares_of(*weights):
+    return [float(reference(1.0, numpy64(w))) for w in weights]
 
 
 KINDS = [
@@ -160,6 +164,60 @@ def test_weight_that_changes_between_epochs_is_followed():
 
     history = fit(model, X, Y, Anneal(), CostMonitor())
     assert history["penalty"] == pytest.approx([0.25 * total, 3 * total], rel=1e-5)
+
+
+class Adding(keras.Model):
+    """Adds a loss, and a second forward pass with one, while it computes its own."""
+
+    def __init__(self):
+        super().__init__(name="network")
+        l2 = keras.regularizers.L2(C)
+        self.hidden = layers.Dense(
+            3, "tanh", kernel_regularizer=l2, activity_regularizer="l2"
+        )
+        self.out = layers.Dense(1, kernel_regularizer=l2)
+
+    def call(self, inputs):
+        return self.out(self.hidden(inputs))
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        other = self(2.0 * x)
+        self.add_loss(0.5 * ops.mean(ops.square(other - y_pred)))
+        return mean_square(y, y_pred) + 0.5 * sum(self.losses)
+
+
+def test_loss_that_adds_losses_is_the_one_without_the_monitor():
+    histories, models = [], []
+    for callbacks in ([], [CostMonitor()]):
+        keras.utils.set_random_seed(3)
+        model = Adding()
+        model(X)
+        model.compile(keras.optimizers.SGD(0.05), "mse", **QUICK)
+        start = C * sum(squares_of(model.hidden.kernel, model.out.kernel))
+        histories.append(fit(model, X, Y, *callbacks, batch_size=8, epochs=2))
+        models.append(model)
+    bare, monitored = histories
+    assert monitored["loss"] == pytest.approx(bare["loss"], rel=1e-6)
+    for one, other in zip(*(m.get_weights() for m in models), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    assert monitored["penalty"][0] == pytest.approx(0.5 * start, rel=1e-5)
+
+
+def test_warm_up_from_0_is_not_told_that_it_forgets(capsys):
+    model = of_kind(Annealed, rate=0.0)
+    total = C * sum(squares(model))
+
+    class WarmUp(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.beta.assign(float(epoch))
+
+    with pytest.warns(UserWarning, match="by 0 as yet.*unless a warm-up") as caught:
+        history = fit(model, X, Y, WarmUp(), ApplyL2(), CostMonitor(), epochs=2)
+    assert len([w for w in caught if w.category is UserWarning]) == 1
+    assert "by 0 as yet" in capsys.readouterr().out
+    assert history["penalty"] == pytest.approx([0.0, total], rel=1e-5)
 
 
 @pytest.mark.parametrize("kind, weights", KINDS, ids=[k.__name__ for k, _ in KINDS])
@@ -452,6 +510,57 @@ else:
                 metrics, logged, x, y, y_pred, None
             )
             return logs, (trainable, non_trainable, optimizer, metrics)
+
+
+if BACKEND == "tensorflow":
+
+    def own_logs(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+        weights = self.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, weights), weights)
+        return {"loss": loss}
+
+elif BACKEND == "torch":
+
+    def own_logs(self, data):
+        x, y = data
+        self.zero_grad()
+        loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+        loss.backward()
+        weights = self.trainable_variables
+        with torch.no_grad():
+            self.optimizer.apply([v.value.grad for v in weights], weights)
+        return {"loss": loss}
+
+else:
+
+    def own_logs(self, state, data):
+        trainable, non_trainable, optimizer, metrics = state
+        x, y = data
+
+        def loss_at(trainable):
+            y_pred, _ = self.stateless_call(trainable, non_trainable, x, training=True)
+            return self.stateless_compute_loss(
+                trainable, non_trainable, metrics, x=x, y=y, y_pred=y_pred
+            )[0]
+
+        loss, gradient = jax.value_and_grad(loss_at)(trainable)
+        trainable, optimizer = self.optimizer.stateless_apply(
+            optimizer, gradient, trainable
+        )
+        return {"loss": loss}, (trainable, non_trainable, optimizer, metrics)
+
+
+def test_step_that_returns_its_own_logs_is_told_so():
+    model = of_kind(type("OwnLogs", (keras.Model,), {"train_step": own_logs}))
+    with pytest.warns(UserWarning, match="no data_loss and no penalty.*self.metrics"):
+        history = fit(model, X, Y, CostMonitor(), validation_data=(X, Y), epochs=2)
+    assert np.isnan([*history["data_loss"], *history["penalty"]]).all()
+    assert len(history["data_loss"]) == len(history["val_data_loss"]) == 2
+    total = np.add(history["val_data_loss"], history["val_penalty"])
+    np.testing.assert_allclose(total, history["val_loss"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("logged", [0, 1, 2], ids=["first", "second", "mean"])

@@ -202,10 +202,14 @@ def find_function(name: str) -> Callable[..., keras.Model]:
         sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), function)
-    except Exception as error:
-        # Whatever the user's own module may raise when it is imported.
+    except (Exception, SystemExit) as error:
+        # Whatever the user's own module may raise when it is imported; a script
+        # without a main guard ends by sys.exit.
+        why = one_line(error)
+        if isinstance(error, SystemExit):
+            why = f"its import ends the program with sys.exit({error.code!r})"
         raise InputError(
-            f"model {name!r} is not found ({one_line(error)}): expected "
+            f"model {name!r} is not found ({why}): expected "
             "module:function, of a module that Python finds from here."
         ) from error
     if not callable(found):
@@ -263,7 +267,7 @@ def from_function(
     title = name or str(getattr(make, "__name__", "model"))
     try:
         model = build(0)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Whatever a user's own code may raise.
         raise InputError(
             f"model function {title!r} failed: {type(error).__name__}: "
