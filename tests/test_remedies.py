@@ -256,7 +256,10 @@ def test_strength_that_lacks_counts_is_converted_with_those_that_are_named():
 
 def test_evidence_of_too_many_examples_takes_a_part_and_their_number():
     x, y = data(6000)
-    model = linear(keras.regularizers.L2(0.1))
+    # Dense layers alone are known by Kronecker factors, however many there are.
+    convolution = layers.Conv1D(1, 4, kernel_regularizer=keras.regularizers.L2(0.1))
+    network = [keras.Input((4,)), layers.Reshape((4, 1)), convolution, layers.Flatten()]
+    model = compiled(keras.Sequential(network))
     option = found(r"(\w+)=<number of all", message(evidence_strengths, model, x, y))
     strengths = evidence_strengths(model, x[:20], y[:20], **{option: 6000})
     assert all(s.coefficient > 0 for s in strengths.values())
