@@ -22,6 +22,7 @@ from keras_scaled_l2.fans import Shape, fan_in, format_fans, is_per_unit
 from keras_scaled_l2.fitting import (
     accumulated_steps,
     current_learning_rate,
+    excluding_from_weight_decay,
     plain_optimizer,
     rebuild_steps,
     weight_decay_of,
@@ -358,7 +359,7 @@ def _warn_of_double_decay(model: keras.Model, weights: Iterable[Weight]) -> None
         f"Decayed twice: {_named(both)}, by an L2 penalty and by the optimizer's "
         f"weight_decay={weight_decay_of(model, first):g}. Use one: compile with "
         f"{type(optimizer).__name__}(..., {without_weight_decay(model, first)}), or "
-        "exclude them with optimizer.exclude_from_weight_decay(...).",
+        f"exclude them with {excluding_from_weight_decay(model, first)}.",
         stacklevel=3,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -452,4 +453,9 @@ def _numbers_of(rule: Any) -> dict[str, float]:
     except Exception:  # a function has none, and a class of one's own may refuse it
         return {}
     numbers = (int, float)
-    return {k: float(v) for k, v in config.items() if isinstance(v, numbers)}
+    large = sys.float_info.max
+    return {
+        k: float(v)
+        for k, v in config.items()
+        if isinstance(v, numbers) and not (isinstance(v, int) and abs(v) > large)
+    }

@@ -60,7 +60,7 @@ def find(
     yield from _no_op(weights, optimizer)
     yield from _inert(model, weights, updates)
     yield from _dominant(cost, gradient_ratio)
-    yield from _double_decay(model, weights, optimizer)
+    yield from _double_decay(model, weights)
     yield from _behind_batch_norm(model, weights)
 
 
@@ -191,19 +191,20 @@ def _resolution(dtype: str) -> float:
 
 
 def _double_decay(
-    model: keras.Model, weights: Sequence[WeightReport], optimizer: dict[str, Any]
+    model: keras.Model, weights: Sequence[WeightReport]
 ) -> Iterator[Finding]:
     decays = {v.path: weight_decay_of(model, v) for v in model.trainable_variables}
     both = [w.path for w in weights if decays[w.path]]
     if both:
         first = next(v for v in model.trainable_variables if v.path == both[0])
+        # Of a MultiOptimizer the part that decays: itself it takes no such argument.
+        name = type(plain_optimizer(model, first)).__name__
         yield Finding(
             "double_decay",
             f"{_tensors(both)} {_verb(both, 'decays', 'decay')} twice: by the L2 "
-            f"penalty and by {optimizer['name']}'s weight_decay="
-            f"{decays[both[0]]:g}. Use one of the two: "
-            f"{optimizer['name']}(..., {without_weight_decay(model, first)}) leaves "
-            "the penalty alone.",
+            f"penalty and by {name}'s weight_decay={decays[both[0]]:g}. Use one of "
+            f"the two: {name}(..., {without_weight_decay(model, first)}) leaves the "
+            "penalty alone.",
         )
 
 

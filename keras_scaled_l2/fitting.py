@@ -59,6 +59,19 @@ def without_weight_decay(model: keras.Model, variable: keras.Variable) -> str:
     return ", ".join(f"{name}=0.0" for name in decays)
 
 
+def excluding_from_weight_decay(model: keras.Model, variable: keras.Variable) -> str:
+    """How weights are excluded from the decay of a variable's optimizer, as code."""
+    optimizer = getattr(model, "optimizer", None)
+    # What wraps another optimizer decays nothing, and passes no exclusion on.
+    inner = getattr(optimizer, "inner_optimizer", None)
+    place = "optimizer" if inner is None else "optimizer.inner_optimizer"
+    call = f"{place}.exclude_from_weight_decay(...)"
+    part = plain_optimizer(model, variable)
+    if part is (inner or optimizer):
+        return call
+    return f"optimizer.exclude_from_weight_decay(...) of that {type(part).__name__}"
+
+
 def updates(model: keras.Model) -> int:
     """How often the optimizer has changed the weights."""
     return int(to_numpy(model.optimizer.iterations))

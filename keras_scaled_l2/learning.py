@@ -23,7 +23,7 @@ from keras_scaled_l2.evidence import (
 from keras_scaled_l2.fitting import rebuild_steps
 from keras_scaled_l2.gradients import Tensor, strategy_scope, sum_of_squares, to_numpy
 from keras_scaled_l2.grams import RowFinder, gamma_of_all
-from keras_scaled_l2.rule import Rule
+from keras_scaled_l2.rule import Quadratic, Rule
 
 _MOST_MOVE = math.log(2.0)
 _DAMPING = 0.5
@@ -44,7 +44,7 @@ class Learned(NamedTuple):
     weights: int
 
 
-class _Penalty(keras.Regularizer):
+class _Penalty(Quadratic):
     """The penalty of a rule whose coefficient is a variable that the step reads."""
 
     def __init__(self, rule: Any, coefficient: keras.Variable) -> None:

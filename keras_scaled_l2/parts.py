@@ -99,7 +99,7 @@ def _weighed(
         total = compute_loss(**arguments)
         return Parts(total, ops.cast(total, floatx()), ops.zeros(()), {})
     variables = [v for v in model.trainable_weights if v.regularizer is not None]
-    tensors = [ops.convert_to_tensor(penalty) for penalty in penalties]
+    tensors = [ops.sum(ops.convert_to_tensor(penalty)) for penalty in penalties]
 
     def loss_at(shifts: Sequence[Tensor]) -> Tensor:
         shifted = [
@@ -223,7 +223,11 @@ def _losses_are(model: keras.Model, losses: list[Tensor]) -> Iterator[None]:
 
 def penalty_of(model: keras.Model) -> float:
     """The sum of a model's penalties at its weights now; 0 without any."""
-    values = (
-        w.variable.regularizer(w.variable.value) for w in penalized_weights(model)
-    )
-    return sum(float(to_numpy(value)) for value in values)
+    variables = (weight.variable for weight in penalized_weights(model))
+    return sum(penalty_by(v.regularizer, v) for v in variables)
+
+
+def penalty_by(regularizer: Any, variable: keras.Variable) -> float:
+    """The penalty of one variable, by a regularizer of any kind."""
+    # Keras sums what it returns, which may be of shape (1,).
+    return float(to_numpy(regularizer(variable.value)).sum())

@@ -27,7 +27,7 @@ from keras_scaled_l2.gradients import (
     sum_of_squares,
     to_numpy,
 )
-from keras_scaled_l2.parts import Parts, penalties_given, split_loss
+from keras_scaled_l2.parts import Parts, penalties_given, penalty_by, split_loss
 from keras_scaled_l2.report_data import (
     as_arrays,
     check_finite,
@@ -335,7 +335,7 @@ def _describe_optimizer(model: keras.Model) -> dict[str, float | str | None]:
 
 def _penalty(weight: Weight, rule: Any, square: float) -> float:
     c = effective_coefficient(rule, weight.variable.shape)
-    return _number(rule(weight.variable.value)) if c is None else _number(c) * square
+    return penalty_by(rule, weight.variable) if c is None else _number(c) * square
 
 
 def _split(penalty: float, data: float) -> dict[str, float]:

@@ -164,6 +164,12 @@ class Rule(keras.Regularizer):
         return f"{type(self).__name__}({shown})"
 
 
+class Quadratic(keras.Regularizer):
+    """``c * sum(w**2)`` with a ``c`` that is a variable, and may change."""
+
+    coefficient: keras.Variable
+
+
 def effective_coefficient(regularizer: Any, shape: Sequence[int | None]) -> Any:
     """The ``c`` with which any regularizer acts on a tensor of this shape.
 
@@ -172,17 +178,18 @@ def effective_coefficient(regularizer: Any, shape: Sequence[int | None]) -> Any:
         shape: Shape of the weight tensor.
 
     Returns:
-        ``c`` of ``c * sum(w**2)`` as a float (a tensor for a regularizer whose
-        ``coefficient`` is a variable), or ``None`` for a penalty of another form.
+        ``c`` of ``c * sum(w**2)`` as a float (a tensor for ``Quadratic``), or ``None``
+        for a penalty of another form.
     """
     if isinstance(regularizer, Rule):
         return regularizer.coefficient(shape)
-    coefficient = getattr(regularizer, "coefficient", None)
-    if isinstance(coefficient, keras.Variable):
-        return ops.convert_to_tensor(coefficient)
-    if isinstance(regularizer, keras.regularizers.L2):
+    if isinstance(regularizer, Quadratic):
+        return ops.convert_to_tensor(regularizer.coefficient)
+    # A class of the user's own may make something else of the same arguments.
+    call = type(regularizer).__call__
+    if call is keras.regularizers.L2.__call__:
         return float(regularizer.l2)
-    if isinstance(regularizer, keras.regularizers.L1L2) and float(regularizer.l1) == 0:
+    if call is keras.regularizers.L1L2.__call__ and float(regularizer.l1) == 0:
         return float(regularizer.l2)
     return None
 

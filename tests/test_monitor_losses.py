@@ -116,6 +116,25 @@ KINDS = [
 ]
 
 
+class Summed(keras.Model):
+    """Adds a part of the penalties, which may be of any shape."""
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        return mean_square(y, y_pred) + 0.1 * sum(ops.sum(p) for p in self.losses)
+
+
+def test_penalty_of_one_element_counts_with_its_weight():
+    model = of_kind(Summed, rate=0.0)
+    for kernel in kernels(model):
+        kernel.regularizer = lambda w: ops.reshape(C * ops.sum(w**2), (1,))
+    history = fit(model, X, Y, CostMonitor(), epochs=1, batch_size=8)
+    assert history["penalty"] == pytest.approx([0.1 * C * sum(squares(model))])
+    total = history["data_loss"][0] + history["penalty"][0]
+    assert total == pytest.approx(history["loss"][0], rel=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:The penalty does not act")
 @pytest.mark.parametrize("kind, weights", KINDS, ids=[k.__name__ for k, _ in KINDS])
 def test_penalty_counts_with_its_weight_in_the_loss(kind, weights, tmp_path):

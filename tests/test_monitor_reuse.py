@@ -1,5 +1,7 @@
 """What a monitor compiles serves the next fit; a list of results keeps its length."""
 
+import enum
+import functools
 import gc
 import warnings
 import weakref
@@ -10,7 +12,7 @@ import pytest
 from autodiff import numpy64
 from event_files import scalars
 from keras import layers
-from models import compiled, data, linear, losses
+from models import compiled, data, linear
 from reference import penalty
 from test_costs import assert_split, state
 from test_monitor_company import BreakAt, Broken
@@ -242,8 +244,8 @@ def test_list_of_results_is_the_same_after_a_fit_that_broke_off(log, tmp_path):
 # -------------------------------------------------- regularizers of every other kind
 
 
-def function(w):
-    return 0.1 * keras.ops.sum(keras.ops.abs(w))
+def function(w, strength=0.1):
+    return strength * keras.ops.sum(keras.ops.abs(w))
 
 
 class Plain(keras.Regularizer):
@@ -280,7 +282,39 @@ class Callable:
         return function(w)
 
 
+class Annealed(keras.Regularizer):
+    """Has a variable called coefficient, and is no ``c * sum(w**2)``."""
+
+    def __init__(self):
+        self.coefficient = keras.Variable(0.1, trainable=False)
+
+    def __call__(self, w):
+        return self.coefficient * keras.ops.sum(keras.ops.abs(w))
+
+
+class AroundOne(keras.regularizers.L2):
+    """Pulls to 1 instead of 0."""
+
+    def __call__(self, w):
+        return super().__call__(w - 1.0)
+
+
+class Row(Plain):
+    """Gives no scalar; Keras sums it."""
+
+    def __call__(self, w):
+        return keras.ops.reshape(function(w), (1,))
+
+
 REGULARIZERS = {
+    "a coefficient of its own": Annealed(),
+    "own L2": AroundOne(0.1),
+    "penalty of shape (1,)": Row(),
+    "partial": functools.partial(function, strength=0.2),
+    "method": Plain().__call__,
+    "array, dict, enumeration": Configured(
+        a=np.ones(3), b={"c": {"d": 1}}, e=enum.Enum("E", "a").a, f=10**400
+    ),
     "function": function,
     "lambda": lambda w: 0.3 * keras.ops.sum(w**4),
     "class without config": Plain(),
@@ -301,7 +335,7 @@ def test_any_regularizer_that_keras_takes_is_monitored(kind, tmp_path, capsys):
     options = {"epochs": 1, "batch_size": 8, "validation_data": (x, y)}
     history = fit(model, x, y, ApplyL2(), CostMonitor(tmp_path), **options)
     assert_split(history, 1)
-    [expected] = losses(model)
+    [expected] = [float(numpy64(loss).sum()) for loss in model.losses]
     assert history["penalty"][0] == pytest.approx(expected, rel=1e-5)
     line = capsys.readouterr().out
     assert "1 under a penalty other than c * sum(w**2)" in line

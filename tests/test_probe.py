@@ -16,6 +16,7 @@ from second_pass import gradients
 from keras_scaled_l2 import CostMonitor, ScaledL2, attach
 from keras_scaled_l2.gradients import to_numpy
 from keras_scaled_l2.probe import probe_gradients
+from keras_scaled_l2.rule import Quadratic
 
 BACKEND = keras.config.backend()
 BATCH = 4
@@ -208,7 +209,7 @@ def test_weights_of_one_path_are_told_apart():
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-class Variable(keras.Regularizer):
+class Variable(Quadratic):
     """``c * sum(w**2)`` with a ``c`` that may change."""
 
     def __init__(self, value):

@@ -165,6 +165,52 @@ def test_double_decay_ends_with_the_exclusion_that_is_named():
     assert "double_decay" not in [f.name for f in cost_report(model).findings]
 
 
+def double_decays(model):
+    found = cost_report(model).findings
+    return [finding.text for finding in found if finding.name == "double_decay"]
+
+
+def test_exclusion_that_is_named_reaches_an_optimizer_that_is_wrapped():
+    # As mixed_float16 wraps every optimizer.
+    adam = keras.optimizers.AdamW(0.1, weight_decay=0.1)
+    model = linear()
+    model.compile(keras.optimizers.LossScaleOptimizer(adam), "mse")
+    with pytest.warns(UserWarning, match="Decayed twice") as told:
+        attach(model, ScaledL2(1.0))
+    text = " ".join(str(warning.message) for warning in told)
+    code = found(r"them with (optimizer\S*\(...\))", text)
+    kernel = model.trainable_variables[0]
+    code = code.replace("...", "var_list=[kernel]")
+    run(code, optimizer=model.optimizer, kernel=kernel)
+    assert not adam._use_weight_decay(kernel)
+    assert double_decays(model) == []
+
+
+@pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in this Keras"
+)
+def test_part_of_an_optimizer_that_decays_is_named_with_arguments_that_it_takes():
+    def decayed(optimizer):
+        parts = keras.optimizers.OptimizerMap(
+            keras.optimizers.Adam(), {".*unit.*": optimizer}
+        )
+        model = linear(ScaledL2(1.0))
+        model.compile(keras.optimizers.MultiOptimizer(parts), "mse")
+        return model, double_decays(model)
+
+    adam = keras.optimizers.AdamW(weight_decay=0.1)
+    model, [text] = decayed(adam)
+    code = found(r"twice: .*two: (\w+\(.*?\))", text).replace("..., ", "")
+    assert decayed(eval(code, vars(keras.optimizers)))[1] == []
+    with pytest.warns(UserWarning, match="of that AdamW") as told:
+        attach(model, ScaledL2(2.0))
+    text = " ".join(str(warning.message) for warning in told)
+    code = found(r"them with (optimizer\S*\(...\))", text)
+    code = code.replace("...", "var_list=[kernel]")
+    run(code, optimizer=adam, kernel=model.trainable_variables[0])
+    assert double_decays(model) == []
+
+
 def test_model_that_is_not_compiled_is_compiled_for_report_and_suggestion():
     def model():
         return keras.Sequential([keras.Input((4,)), layers.Dense(1)])
@@ -210,7 +256,10 @@ def test_strength_that_lacks_counts_is_converted_with_those_that_are_named():
 
 def test_evidence_of_too_many_examples_takes_a_part_and_their_number():
     x, y = data(6000)
-    model = linear(keras.regularizers.L2(0.1))
+    # Dense layers alone are known by Kronecker factors, however many there are.
+    convolution = layers.Conv1D(1, 4, kernel_regularizer=keras.regularizers.L2(0.1))
+    network = [keras.Input((4,)), layers.Reshape((4, 1)), convolution, layers.Flatten()]
+    model = compiled(keras.Sequential(network))
     option = found(r"(\w+)=<number of all", message(evidence_strengths, model, x, y))
     strengths = evidence_strengths(model, x[:20], y[:20], **{option: 6000})
     assert all(s.coefficient > 0 for s in strengths.values())
