@@ -275,7 +275,8 @@ class Training:
     def _norms(self, k: int, epoch: int) -> dict[str, dict[str, float]]:
         """Norms at the first step of an epoch: kind -> weight -> norm."""
         weights, gradients = np.sqrt(self._squares[k][epoch])
-        columns = (weights, gradients, 2.0 * self._c[epoch][k] * weights)
+        with np.errstate(invalid="ignore"):  # no penalty, and weights that diverged
+            columns = (weights, gradients, 2.0 * self._c[epoch][k] * weights)
         return {
             kind: dict(zip(self._program.names, column.tolist(), strict=True))
             for kind, column in zip(NORMS, columns, strict=True)

@@ -20,6 +20,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
+import keras
+
 from keras_scaled_l2.experiments.errors import InputError, one_line
 from keras_scaled_l2.experiments.trials import Key
 
@@ -43,7 +45,12 @@ class _Process:
             self.process = subprocess.Popen(
                 [sys.executable, *COMMAND, *map(str, passed)],
                 pass_fds=passed,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                env=os.environ
+                | {
+                    "PYTHONPATH": os.pathsep.join(sys.path),
+                    # A user's module may have set another one for whoever asks next.
+                    "KERAS_BACKEND": keras.backend.backend(),
+                },
             )
 
     def stop(self) -> None:
