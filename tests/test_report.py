@@ -759,7 +759,9 @@ def test_data_of_different_length_or_none_are_an_error_with_the_lengths(arrays):
 
 
 @pytest.mark.parametrize(
-    "wrong", [3, "data", [1.0, 2.0], iter([X]), np.float32(1)], ids=str
+    "wrong",
+    [3, "data", [1.0, 2.0], iter([X]), np.float32(1)],
+    ids=lambda x: type(x).__name__,
 )
 def test_data_of_another_kind_are_an_error_with_the_kind(wrong):
     with pytest.raises(TypeError, match=r"type \w+: expected arrays"):
