@@ -1,5 +1,6 @@
 """One backend per process, the one that was asked for, and the same seed everywhere."""
 
+import gc
 import importlib.util
 import os
 import tempfile
@@ -82,6 +83,12 @@ def pytest_collection_modifyitems(config, items) -> None:
         elsewhere = [item for item in items if item.get_closest_marker("once")]
         items[:] = [item for item in items if not item.get_closest_marker("once")]
         config.hook.pytest_deselected(items=elsewhere)
+
+
+def pytest_collection_finish(session) -> None:
+    """Leaves what is imported by now out of every garbage collection to come."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

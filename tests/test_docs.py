@@ -39,6 +39,15 @@ def test_docstrings_print_what_they_say(name):
     assert results.failed == 0
 
 
+def _marked(pages):
+    """All pages; those about comparisons and searches run on one backend."""
+    long = {"choosing.md", "compare.md", "evidence.md"}
+    return [
+        pytest.param(page, marks=[pytest.mark.once] if page.name in long else [])
+        for page in pages
+    ]
+
+
 def test_docstrings_have_examples():
     finder = doctest.DocTestFinder(exclude_empty=True)
     modules = map(importlib.import_module, MODULES)
@@ -46,7 +55,7 @@ def test_docstrings_have_examples():
     assert len(examples) > 10
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", _marked(PAGES), ids=lambda page: page.name)
 def test_code_on_pages_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
