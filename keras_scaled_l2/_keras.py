@@ -97,6 +97,15 @@ def tracked_metrics(model: keras.Model) -> list[keras.Metric]:
     return found
 
 
+def add_metric(model: keras.Model, metric: keras.Metric) -> None:
+    """Add to a model's own metrics, also while it trains."""
+    tracked_metrics(model).append(metric)
+    # Up to 3.11 JAX's trainer notes as a fit begins where its variables lie.
+    note = getattr(model, "_record_training_state_sharding_spec", None)
+    if note is not None:
+        note()
+
+
 def unbuilt_metrics(metric: keras.Metric) -> list[Any]:
     """The metrics of ``compile`` before Keras has built them."""
     names = ("_user_metrics", "_user_weighted_metrics")

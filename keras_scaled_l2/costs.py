@@ -121,7 +121,7 @@ class CostSplit:
         self._found = (model.train_function, model.test_function)
         self._compute_loss = model.compute_loss
         self.weighs = weighs_penalties(model)
-        _keras.tracked_metrics(model).append(self._pair)
+        _keras.add_metric(model, self._pair)
         covers = {
             "compute_loss": self._split_loss,
             "make_train_function": self._maker("train"),

@@ -136,7 +136,7 @@ class GradientProbe:
         self._watchers = {}
         self.read_coefficients()
         self._before = model.train_function
-        _keras.tracked_metrics(model).append(self._metric)
+        _keras.add_metric(model, self._metric)
         self._undo = self._shadows()
         self._split.observer = self._record_costs
         vars(model)[_INSTALLED] = self
