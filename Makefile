@@ -1,5 +1,6 @@
 # make compare   the comparison on real digits; sets everything up first
 # make test      the tests; BACKENDS="tensorflow jax torch" for all three
+# make lowest    tests of the library on JAX with the oldest versions that setup.cfg allows
 # make check     lint, types, tests, documentation: what CI runs
 
 PYTHON ?= python3
@@ -8,12 +9,16 @@ BACKENDS ?= tensorflow jax
 # A plain "torch" takes the newest build with several GB of CUDA on Linux.
 TORCH ?= torch==2.13.0
 
+LOWEST ?= .venv-lowest
+LIBRARY := attach callbacks contract costs engine learning probe regularizers report \
+    tensorboard
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Quiet TensorFlow's start-up banner; errors still show.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: compare test check lint types docs clean
+.PHONY: compare test lowest check lint types docs clean
 
 compare: $(VENV)/.with-tensorflow
 	KERAS_BACKEND=tensorflow $(BIN)/keras-scaled-l2 compare --hidden 128,128 \
@@ -24,6 +29,12 @@ test: $(VENV)/.with-test $(BACKENDS:%=$(VENV)/.with-%)
 	  echo "== tests on $$backend"; \
 	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(PYTEST); \
 	done
+
+# Warnings of that time about later versions of others are no errors here.
+lowest: $(LOWEST)/.with-jax
+	@echo "== tests on jax, lowest versions"
+	KERAS_BACKEND=jax $(LOWEST)/bin/python -m pytest -o filterwarnings=default \
+	    $(LIBRARY:%=tests/test_%.py)
 
 lint: $(VENV)/.with-test
 	$(BIN)/ruff check .
@@ -38,7 +49,7 @@ docs: $(VENV)/.with-docs $(VENV)/.with-tensorflow
 check: lint types test docs
 
 clean:
-	rm -rf $(VENV) build docs/_build *.egg-info
+	rm -rf $(VENV) $(LOWEST) build docs/_build *.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -59,6 +70,14 @@ $(VENV)/.with-jax: setup.cfg | $(BIN)/python
 $(VENV)/.with-torch: setup.cfg | $(BIN)/python
 	$(PIP) install -q "$(TORCH)"
 	$(PIP) install -q -e ".[torch]"
+	@touch $@
+
+$(LOWEST)/.with-jax: setup.cfg
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) tests/lowest.py jax experiments >$(LOWEST)/requirements.txt
+	$(LOWEST)/bin/python -m pip --disable-pip-version-check install -q \
+	    -r $(LOWEST)/requirements.txt "hypothesis>=6.100" "pytest>=8"
+	$(LOWEST)/bin/python -m pip --disable-pip-version-check install -q --no-deps -e .
 	@touch $@
 
 $(VENV)/.with-docs: setup.cfg | $(BIN)/python

@@ -261,27 +261,32 @@ def report(folder):
     """A table of what is finished, and the verdict by the rule of the protocol."""
     rows = [row(s, folder / f"{name_of(s)}.json") for s in SETTINGS]
     rows = [r for r in rows if r is not None]
-    print(
-        "| setting | seeds | best | its loss | found | gamma | evidence | suggest | x |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    lines = [
+        "| setting | seeds | best | its loss | found | gamma | evidence | `suggest` "
+        "| time |",
+        "| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
     for r in rows:
         found = ", ".join(f"{c:.2g}" for c in r["found"])
-        print(
-            f"| {r['setting']} | {r['seeds']} | {r['best']:.2g} | {r['loss']:.4f} | "
+        lines.append(
+            f"| {r['setting']} | {r['seeds']} | {r['best']:.2g} | {r['loss']:.3f} | "
             f"{found} | {r['gamma']:.0f} | {r['evidence']:+.1%} | {r['suggest']:+.1%} "
-            f"| {r['time']:.2f} |"
+            f"| {r['time']:.1f} |"
         )
-    regrets = [r["evidence"] for r in rows]
-    if regrets:
-        print(
-            f"\n{len(rows)} of {len(SETTINGS)} settings: median regret "
-            f"{np.median(regrets):+.1%}, largest {max(regrets):+.1%}, above 5 %: "
-            f"{sum(r > 0.05 for r in regrets)}; of suggest "
-            f"{np.median([r['suggest'] for r in rows]):+.1%}; median time "
-            f"{np.median([r['time'] for r in rows]):.2f}, largest "
-            f"{max(r['time'] for r in rows):.2f}"
-        )
+    for optimizer in ("sgd", "adamw", ""):
+        chosen = [r for r in rows if r["setting"].endswith(optimizer)]
+        regrets = [r["evidence"] for r in chosen]
+        lines += [
+            "",
+            f"{optimizer or 'all'}, {len(chosen)} settings: regret median "
+            f"{np.median(regrets):+.1%}, largest {max(regrets):+.1%}, above 5 % in "
+            f"{sum(r > 0.05 for r in regrets)}; of `suggest` median "
+            f"{np.median([r['suggest'] for r in chosen]):+.1%}, largest "
+            f"{max(r['suggest'] for r in chosen):+.1%}; time, median "
+            f"{np.median([r['time'] for r in chosen]):.1f}, largest "
+            f"{max(r['time'] for r in chosen):.1f}.",
+        ]
+    return lines
 
 
 def main():
@@ -296,7 +301,7 @@ def main():
         if options.only in name_of(setting):
             path = options.results / f"{name_of(setting)}.json"
             measure(setting, path, options.fashion, options.results / "PAUSE")
-    report(options.results)
+    print(*report(options.results), sep="\n")
 
 
 if __name__ == "__main__":

@@ -100,10 +100,13 @@ def tracked_metrics(model: keras.Model) -> list[keras.Metric]:
 def add_metric(model: keras.Model, metric: keras.Metric) -> None:
     """Add to a model's own metrics, also while it trains."""
     tracked_metrics(model).append(metric)
-    # Up to 3.11 JAX's trainer notes as a fit begins where its variables lie.
-    note = getattr(model, "_record_training_state_sharding_spec", None)
-    if note is not None:
-        note()
+    _note_variables(model)
+
+
+def _note_variables(model: keras.Model) -> None:
+    """Up to 3.11 JAX's trainer notes as a fit begins where all variables lie."""
+    if hasattr(model, "_metrics_variable_shardings"):
+        model._record_training_state_sharding_spec()
 
 
 def unbuilt_metrics(metric: keras.Metric) -> list[Any]:
@@ -168,10 +171,15 @@ def value_behind(variable: keras.Variable) -> Any:
     return variable._value
 
 
-def seed_generators(layer: keras.Layer) -> list[Any]:
-    """The list of a layer's seed generators, whose states JAX's steps carry along."""
-    found: list[Any] = layer._seed_generators
-    return found
+def add_states(model: keras.Model, states: Sequence[Any]) -> None:
+    """Add to a model's seed generators, whose states JAX's steps carry along."""
+    model._seed_generators.extend(states)
+    _note_variables(model)
+
+
+def remove_state(model: keras.Model, state: Any) -> None:
+    """Take back what ``add_states`` added."""
+    model._seed_generators.remove(state)
 
 
 def initial_seed(generator: keras.random.SeedGenerator) -> Any:

@@ -148,7 +148,7 @@ class Learning:
         for group in self._groups:
             group.put(_Penalty(group.rule, group.variable))
         states = [_State(group.variable) for group in self._groups]
-        _keras.seed_generators(model).extend(states)
+        _keras.add_states(model, states)
         # Past Keras's tracking, and where it looks for what to save.
         vars(model)[_STATES] = states
         rebuild_steps(model)
@@ -247,7 +247,7 @@ def finish_learning(model: keras.Model) -> None:
             if isinstance(variable.regularizer, _Penalty):
                 variable.regularizer = variable.regularizer.rule
     for state in states:
-        _keras.seed_generators(model).remove(state)
+        _keras.remove_state(model, state)
     rebuild_steps(model)
 
 

@@ -31,7 +31,11 @@ elif keras.config.backend() == "jax":
 
     def with_float64():
         """JAX makes float32 of float64 unless it is told not to."""
-        return jax.enable_x64(True)
+        # Up to 0.7 it stood among the experiments.
+        from jax import experimental
+
+        enable = getattr(jax, "enable_x64", None) or experimental.enable_x64
+        return enable(True)
 
 else:
 

@@ -57,6 +57,7 @@ ONCE = {
     "test_interrupts.py",
     "test_naming.py",
     "test_page.py",
+    "test_evidence_page.py",
     "test_paired.py",
     "test_plane.py",
     "test_plots.py",

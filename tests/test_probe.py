@@ -275,10 +275,11 @@ def test_costs_of_single_steps_are_those_of_their_batches(tmp_path):
     x, y = data()
     model, twin = linear(ScaledL2(1.0)), linear(ScaledL2(1.0))
     fit(model, x, y, CostMonitor(tmp_path, 1), epochs=1)
-    expected = [
-        float(twin.train_on_batch(x[i : i + BATCH], y[i : i + BATCH]))
-        for i in (0, 4, 8)
-    ]
+    expected = []
+    for i in (0, 4, 8):
+        twin.reset_metrics()  # Keras 3.8 goes on with the mean of the batches before
+        loss = twin.train_on_batch(x[i : i + BATCH], y[i : i + BATCH])
+        expected.append(float(loss))
     found = [value for _, value in scalars(tmp_path)["cost/total"]]
     assert found == pytest.approx(expected, rel=1e-5)
 
