@@ -64,6 +64,11 @@ def test_p_hears_single_precision_ties_with_the_resolution():
     assert sign_flip_p(d, resolution=0.001) == pytest.approx(reference_p(steps))
 
 
+def test_p_does_not_count_sums_that_are_steps_below():
+    # In eighths nothing is rounded: both sums but those of equal signs are 0.
+    assert sign_flip_p([0.125, 0.125], resolution=0.125) == 0.5
+
+
 def test_p_counts_sums_that_differ_by_rounding_alone():
     # Added up in two orders, ten tenths are 1.0 and 0.9999999999999999.
     assert sign_flip_p([0.1] * 10) == 2 / 2**10
@@ -82,7 +87,10 @@ def test_p_of_sixteen_seeds_is_exact_and_of_seventeen_drawn():
     error = math.sqrt(exact * (1 - exact) / paired.RANDOM_FLIPS)
     assert 0.02 < exact < 0.98
     assert sign_flip_p(d) == pytest.approx(exact, abs=4 * error)
-    assert sign_flip_p(d) == sign_flip_p(d) != exact
+    # The same draws in every process.
+    draws = np.random.default_rng(0).integers(0, 2, (100_000, 17), dtype=np.int8)
+    reached = np.abs((2 * draws - 1) @ d) >= abs(d.sum()) - 1e-9
+    assert sign_flip_p(d) == (reached.sum() + 1) / 100_001 != exact
 
 
 def all_sums(d):
