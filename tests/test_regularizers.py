@@ -13,7 +13,7 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from keras_scaled_l2 import SampleL2, ScaledL2
+from keras_scaled_l2 import EvidenceL2, SampleL2, ScaledL2
 from keras_scaled_l2.rule import effective_coefficient
 
 
@@ -116,6 +116,14 @@ def test_sample_l2_prefers_what_the_user_gave_to_what_was_inferred():
     rule = SampleL2(1.0, samples=50, inferred_samples=9)
     assert rule.coefficient((4, 5)) == 0.01
     assert not rule.needs
+
+
+def test_evidence_l2_has_the_strength_that_training_found():
+    rule = EvidenceL2(2.0, samples=50)
+    found = rule.with_strength(8.0)
+    assert (rule.strength, rule.coefficient((4, 5))) == (2.0, 0.02)
+    assert (found.strength, found.coefficient((4, 5))) == (8.0, 0.08)
+    assert found.sample_count == 50
 
 
 @pytest.mark.parametrize(
