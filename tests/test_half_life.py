@@ -228,7 +228,8 @@ def test_optimizer_that_is_not_advised_has_no_half_life_by_decay(name):
 
 def test_advice_is_for_the_examples_of_an_update():
     optimizer = optimizers.AdamW(0.05, gradient_accumulation_steps=2)
-    _, decaying = advised(refusal(optimizer, HalfLifeL2(EPOCHS)))
+    # At the rate that runs, whatever rate the rule was given.
+    _, decaying = advised(refusal(optimizer, HalfLifeL2(EPOCHS, learning_rate=0.3)))
     again = optimizers.AdamW(
         0.05, weight_decay=decaying.weight_decay, gradient_accumulation_steps=2
     )

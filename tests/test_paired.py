@@ -1,5 +1,6 @@
 """Paired differences: scipy as the reference, and simulations of what is claimed."""
 
+import dataclasses
 import itertools
 import math
 
@@ -63,6 +64,11 @@ def test_p_hears_single_precision_ties_with_the_resolution():
     assert sign_flip_p(d, resolution=0.001) == pytest.approx(reference_p(steps))
 
 
+def test_p_does_not_count_sums_that_are_steps_below():
+    # In eighths nothing is rounded: both sums but those of equal signs are 0.
+    assert sign_flip_p([0.125, 0.125], resolution=0.125) == 0.5
+
+
 def test_p_counts_sums_that_differ_by_rounding_alone():
     # Added up in two orders, ten tenths are 1.0 and 0.9999999999999999.
     assert sign_flip_p([0.1] * 10) == 2 / 2**10
@@ -81,7 +87,10 @@ def test_p_of_sixteen_seeds_is_exact_and_of_seventeen_drawn():
     error = math.sqrt(exact * (1 - exact) / paired.RANDOM_FLIPS)
     assert 0.02 < exact < 0.98
     assert sign_flip_p(d) == pytest.approx(exact, abs=4 * error)
-    assert sign_flip_p(d) == sign_flip_p(d)
+    # The same draws in every process.
+    draws = np.random.default_rng(0).integers(0, 2, (100_000, 17), dtype=np.int8)
+    reached = np.abs((2 * draws - 1) @ d) >= abs(d.sum()) - 1e-9
+    assert sign_flip_p(d) == (reached.sum() + 1) / 100_001 != exact
 
 
 def all_sums(d):
@@ -92,7 +101,7 @@ def all_sums(d):
 
 def test_p_that_is_drawn_is_never_zero():
     # Only 2 of 2**60 flips reach it: no draw does.
-    assert sign_flip_p([1.0] * 60) == 1 / (paired.RANDOM_FLIPS + 1)
+    assert sign_flip_p([1.0] * 60) == 1 / 100_001
 
 
 def test_holm_is_the_textbook_example():
@@ -122,6 +131,15 @@ def test_mean_has_students_interval():
     found = mean_std(values)
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize("other", [math.nan, math.inf])
+def test_mean_with_a_value_that_diverged_is_nan_and_so_is_its_interval(other):
+    found = dataclasses.astuple(mean_std([1.0, other]))
+    assert found == pytest.approx([math.nan] * 4, nan_ok=True)
+    alone = mean_std([other])
+    assert math.isnan(alone.mean)
+    assert (alone.std, alone.low, alone.high) == (None, None, None)
 
 
 def test_seeds_that_agree_by_chance_prove_nothing():

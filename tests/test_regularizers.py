@@ -13,13 +13,21 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from keras_scaled_l2 import SampleL2, ScaledL2
+from keras_scaled_l2 import EvidenceL2, SampleL2, ScaledL2
 from keras_scaled_l2.rule import effective_coefficient
 
 
-@pytest.mark.parametrize("strength", [0, 1e-6, 0.01, 3])
-@pytest.mark.parametrize("power", [0, 0.25, 0.5, 1, 2])
-@pytest.mark.parametrize("shape", [(), (1,), (784, 512), (3, 3, 16, 32)])
+@pytest.mark.parametrize(
+    ("strength", "power", "shape"),
+    [
+        (0, 1, (784, 512)),
+        (1e-6, 0, (3, 3, 16, 32)),
+        (0.01, 0.25, (784, 512)),
+        (3, 0.5, (3, 3, 16, 32)),
+        (3, 2, (784, 512)),
+        (3, 1, ()),
+    ],
+)
 def test_scaled_l2_divides_by_a_power_of_the_tensors_weights(strength, power, shape):
     found = ScaledL2(strength, power=power).coefficient(shape)
     assert found == pytest.approx(strength / math.prod(shape) ** power, rel=1e-14)
@@ -89,8 +97,7 @@ def test_scaled_l2_takes_its_inferred_count_by_keyword_only():
         ScaledL2(1.0, "layer", 1.0, 30)
 
 
-@pytest.mark.parametrize("strength", [0, 0.01, 3])
-@pytest.mark.parametrize("samples", [1, 569, 60_000, 10**12])
+@pytest.mark.parametrize(("strength", "samples"), [(0, 1), (0.01, 569), (3, 10**12)])
 def test_sample_l2_is_the_textbooks_lambda_over_two_m(strength, samples):
     found = SampleL2(strength, samples=samples).coefficient((4, 5))
     assert found == pytest.approx(strength / 2 / samples, rel=1e-14)
@@ -109,6 +116,14 @@ def test_sample_l2_prefers_what_the_user_gave_to_what_was_inferred():
     rule = SampleL2(1.0, samples=50, inferred_samples=9)
     assert rule.coefficient((4, 5)) == 0.01
     assert not rule.needs
+
+
+def test_evidence_l2_has_the_strength_that_training_found():
+    rule = EvidenceL2(2.0, samples=50)
+    found = rule.with_strength(8.0)
+    assert (rule.strength, rule.coefficient((4, 5))) == (2.0, 0.02)
+    assert (found.strength, found.coefficient((4, 5))) == (8.0, 0.08)
+    assert found.sample_count == 50
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,9 @@ NAMES = [
     "prior_std",
     "half_life",
 ]
-PAIRS = list(itertools.permutations(NAMES, 2))
+# A conversion goes by way of c: each convention once as a source, once as a target.
+# Among them are all four of plain and reciprocal, and two that want the same count.
+PAIRS = list(itertools.pairwise([*NAMES, NAMES[0]]))
 RECIPROCAL = ["logistic_c", "prior_std", "half_life"]
 PLAIN = [name for name in NAMES if name not in RECIPROCAL]
 ALL_COUNTS = {
@@ -227,7 +229,7 @@ def test_convert_takes_numpy_scalars_and_returns_a_float(name):
     assert type(got) is float and got > 0
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(
     names=st.tuples(*[st.sampled_from(NAMES)] * 2),
     value=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
@@ -338,13 +340,13 @@ BAD_ANYWHERE = [-1.0, -5e-324, -math.inf, math.nan, True, "1", None, [1.0], 1j, 
 
 
 @pytest.mark.parametrize("bad", BAD_ANYWHERE, ids=repr)
-@pytest.mark.parametrize("name", NAMES)
-def test_a_value_that_is_no_strength_is_refused(name, bad):
-    for target in NAMES:
+def test_a_value_that_is_no_strength_is_refused(bad):
+    # One plain and one reciprocal source; the target is not looked at.
+    for name in ("keras", "half_life"):
         with pytest.raises(
             ValueError, match=r"^value=.*expected .*for no|^value=.*For no"
         ):
-            convert(bad, name, target, **ALL_COUNTS)
+            convert(bad, name, name)
 
 
 @pytest.mark.parametrize("name", RECIPROCAL)
@@ -404,7 +406,7 @@ anything = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=300)
 @given(
     value=st.one_of(st.floats(), anything),
     source=st.one_of(st.sampled_from(NAMES), anything),
