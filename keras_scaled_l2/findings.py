@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,22 +17,7 @@ from keras_scaled_l2.fitting import (
     without_weight_decay,
 )
 from keras_scaled_l2.gradients import penalty_line
-
-if TYPE_CHECKING:
-    from keras_scaled_l2.report import WeightReport
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One finding: a name from a closed set, and the sentence for a person.
-
-    Names: ``nothing_penalized``, ``not_in_loss``, ``weighed``, ``dominant_value``,
-    ``dominant_gradient``, ``no_op``, ``inert``, ``double_decay``,
-    ``behind_batch_norm``.
-    """
-
-    name: str
-    text: str
+from keras_scaled_l2.report_records import Finding, WeightReport
 
 
 def find(

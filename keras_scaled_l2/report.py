@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
-from keras import ops
 
-from keras_scaled_l2 import _keras, report_text
+from keras_scaled_l2 import report_text
 from keras_scaled_l2.attaching import check_built, resolved
 from keras_scaled_l2.counts import Weight, elements
 from keras_scaled_l2.evidence import determined_parameters, most_examples
-from keras_scaled_l2.findings import Finding, find
+from keras_scaled_l2.findings import find
 from keras_scaled_l2.fitting import (
     accumulated_steps,
     current_learning_rate,
     plain_optimizer,
 )
-from keras_scaled_l2.gradients import (
-    Tensor,
-    loss_gradients,
-    sum_of_squares,
-    to_numpy,
-)
-from keras_scaled_l2.parts import Parts, penalties_given, penalty_by, split_loss
+from keras_scaled_l2.gradients import sum_of_squares
+from keras_scaled_l2.parts import penalties_given, penalty_by
 from keras_scaled_l2.report_data import (
     as_arrays,
     check_finite,
     check_given,
-    check_labels,
     check_weights,
-    rows,
+    data_cost,
+    data_gradient_norms,
+    left_alone,
+    number,
 )
+from keras_scaled_l2.report_records import CostRecord, WeightReport
 from keras_scaled_l2.rule import Rule, effective_coefficient, name_of
 from keras_scaled_l2.units import convert
 from keras_scaled_l2.validation import positive_count
@@ -44,53 +40,8 @@ _BATCH_SIZE = 256
 """Examples of a forward pass, where nobody says how many a training step has."""
 
 
-@dataclasses.dataclass(frozen=True)
-class WeightReport:
-    """One penalized weight tensor; ``None`` where a number cannot be known."""
-
-    path: str
-    rule: str
-    """The rule as the user wrote it; of other regularizers the class."""
-    dtype: str
-    count: int
-    """Number of elements."""
-    sum_of_squares: float
-    coefficient: float | None
-    """The effective ``c`` of ``c * sum(w**2)``; with data, as the loss weighs it."""
-    penalty: float
-    share: float
-    """Of the penalties of all weights together."""
-    decay_per_step: float | None
-    """Part of itself that the weight loses in an update that nothing else drives."""
-    half_life: float | None
-    """Updates until it has halved so."""
-    gradient_ratio: float | None
-    """Norm of the penalty's gradient over norm of the data gradient."""
-    gamma: float | None = None
-    """Elements that the data determine, by the evidence; if it was asked for."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CostReport:
+class CostReport(CostRecord):
     """The report: ``str()`` is its text; also ``to_markdown()`` and ``to_dict()``."""
-
-    model: str
-    parameters: int
-    penalized: int
-    """Number of elements under a penalty."""
-    weights: tuple[WeightReport, ...]
-    cost: dict[str, float]
-    """``penalty``, and with data ``total``, ``data`` and ``penalty_share``."""
-    gradient_ratio: float | None
-    """Of all penalized weights together."""
-    optimizer: dict[str, float | str | None]
-    findings: tuple[Finding, ...]
-    elsewhere: dict[str, float]
-    """The same penalty in other conventions; empty if the coefficients differ."""
-    samples: int | None
-    """The number of training examples that was given."""
-    batch_size: int | None
-    """The number of examples of an update that was given."""
 
     def __str__(self) -> str:
         """The report as text."""
@@ -168,14 +119,14 @@ def cost_report(
     counts = {"samples": samples, "batch_size": batch_size}
     rules = resolved(model, counts)
     _check_optimizer(model, rules)
-    squares = [_number(sum_of_squares(weight.variable)) for weight, _ in rules]
+    squares = [number(sum_of_squares(weight.variable)) for weight, _ in rules]
     if not all(map(math.isfinite, squares)):
         check_weights(model)
     penalties = [
         _penalty(w, rule, s) for (w, rule), s in zip(rules, squares, strict=True)
     ]
     factors = [1.0] * len(rules)
-    data_cost: float | None = None
+    cost_of_data: float | None = None
     data_norms: dict[int, float] = {}
     if not (x is None and y is None and sample_weight is None):
         check_given(model, x, y)
@@ -183,14 +134,14 @@ def cost_report(
         size = batch_size or _BATCH_SIZE
         variables = [weight.variable for weight, _ in rules]
         given = list(zip(variables, penalties, strict=True))
-        with penalties_given(given), _left_alone(model):
-            data_cost, factors = _data_cost(model, variables, arrays, size)
-            check_finite(model, data_cost, arrays)
-            data_norms = _data_gradient_norms(model, arrays, size)
+        with penalties_given(given), left_alone(model):
+            cost_of_data, factors = data_cost(model, variables, arrays, size)
+            check_finite(model, cost_of_data, arrays)
+            data_norms = data_gradient_norms(model, arrays, size)
         penalties = [f * p for f, p in zip(factors, penalties, strict=True)]
     cost = {"penalty": math.fsum(penalties)}
-    if data_cost is not None:
-        cost = _split(cost["penalty"], data_cost)
+    if cost_of_data is not None:
+        cost = _split(cost["penalty"], cost_of_data)
     weights = tuple(
         _weight_report(
             weight,
@@ -283,7 +234,7 @@ def _weight_report(
 ) -> WeightReport:
     variable = weight.variable
     c = effective_coefficient(rule, variable.shape)
-    c = None if c is None else factor * _number(c)
+    c = None if c is None else factor * number(c)
     per_step = None if decay is None or c is None else c * decay
     data = data_norms.get(id(variable))
     return WeightReport(
@@ -335,7 +286,7 @@ def _describe_optimizer(model: keras.Model) -> dict[str, float | str | None]:
 
 def _penalty(weight: Weight, rule: Any, square: float) -> float:
     c = effective_coefficient(rule, weight.variable.shape)
-    return penalty_by(rule, weight.variable) if c is None else _number(c) * square
+    return penalty_by(rule, weight.variable) if c is None else number(c) * square
 
 
 def _split(penalty: float, data: float) -> dict[str, float]:
@@ -354,7 +305,7 @@ def _overall_ratio(
     for (weight, rule), square, f in zip(rules, squares, factors, strict=True):
         c = effective_coefficient(rule, weight.variable.shape)
         if c is not None and id(weight.variable) in data_norms:
-            penalty += (2.0 * f * _number(c)) ** 2 * square
+            penalty += (2.0 * f * number(c)) ** 2 * square
             data += data_norms[id(weight.variable)] ** 2
     return math.sqrt(penalty / data) if data > 0 else None
 
@@ -384,93 +335,8 @@ def _elsewhere(
     return {name: convert(c or 0.0, "keras", name, **known) for name in targets}
 
 
-def _data_cost(
-    model: keras.Model,
-    variables: Sequence[keras.Variable],
-    arrays: tuple[Any, Any, Any],
-    batch_size: int,
-) -> tuple[float, list[float]]:
-    """Mean data cost of all examples, batch by batch as ``evaluate`` takes it.
-
-    And with how much each variable's penalty is in the loss, as a mean likewise.
-    """
-    leaves = (leaf for leaf in keras.tree.flatten(arrays) if leaf is not None)
-    count = int(next(leaves).shape[0])
-    total, factors = 0.0, [0.0] * len(variables)
-    for start in range(0, count, batch_size):
-        stop = min(start + batch_size, count)
-        share = (stop - start) / count
-        arguments = _arguments(model, arrays, start, stop)
-        check_labels(model, arguments["y"], arguments["y_pred"])
-        parts: Parts = split_loss(model, model.compute_loss, arguments)
-        total += _number(parts.data) * share
-        for i, v in enumerate(variables):
-            weight = 1.0 if parts.weights is None else _number(parts.weights[id(v)])
-            factors[i] += weight * share
-    return total, [1.0 if parts.weights is None else factor for factor in factors]
-
-
-def _data_gradient_norms(
-    model: keras.Model, arrays: tuple[Any, Any, Any], batch_size: int
-) -> dict[int, float]:
-    # The penalties are given as numbers here, so this is the data's gradient alone.
-    gradients = loss_gradients(
-        model, lambda: model.compute_loss(**_arguments(model, arrays, 0, batch_size))
-    )
-    return {
-        id(variable): 0.0 if g is None else math.sqrt(_number(sum_of_squares(g)))
-        for variable, g in zip(model.trainable_variables, gradients, strict=True)
-    }
-
-
-def _arguments(
-    model: keras.Model, arrays: tuple[Any, Any, Any], start: int, stop: int
-) -> dict[str, Tensor]:
-    """What ``compute_loss`` takes of some examples, after the forward pass."""
-    x, y, sample_weight = keras.tree.map_structure(
-        lambda a: None if a is None else ops.convert_to_tensor(rows(a, start, stop)),
-        arrays,
-    )
-    arguments = {"x": x, "y": y, "sample_weight": sample_weight}
-    arguments["y_pred"] = (
-        model(x, training=False) if _keras.passes_training(model) else model(x)
-    )
-    if _keras.loss_passes_training(model):
-        arguments["training"] = False
-    return arguments
-
-
-@contextlib.contextmanager
-def _left_alone(model: keras.Model) -> Iterator[None]:
-    """What a forward pass may change as it was before: states, metrics, losses."""
-    # Not the frozen weights: no forward pass changes them, and they may be many.
-    frozen = {
-        id(v)
-        for layer in _keras.layers_within(model)
-        for v in _keras.own_trainable(layer)
-    }
-    changing = (*model.non_trainable_variables, *model.metrics_variables)
-    variables = [v for v in changing if id(v) not in frozen]
-    before = [to_numpy(v) for v in variables]
-    try:
-        yield
-    finally:
-        for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
-        # Keras makes some metrics when it first computes the loss.
-        known = {id(v) for v in variables}
-        for metric in model.metrics:
-            if not known.issuperset(map(id, metric.variables)):
-                metric.reset_state()
-        _keras.forget_losses(model)
-
-
 def _name(rule: Any) -> str:
     if isinstance(rule, Rule):
         inferred = {f"inferred_{name}": None for name in rule.inferable}
         return repr(dataclasses.replace(rule, **inferred))
     return name_of(rule)
-
-
-def _number(value: Any) -> float:
-    return value if isinstance(value, float) else float(to_numpy(value))

@@ -1,16 +1,24 @@
-"""The data of a report: whether they are what the model and its loss expect."""
+"""The data of a report: checks, and what they make of the cost and the gradients."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
-from keras_scaled_l2.gradients import Tensor, to_numpy
-from keras_scaled_l2.parts import weighs_penalties
+from keras_scaled_l2 import _keras
+from keras_scaled_l2.gradients import (
+    Tensor,
+    loss_gradients,
+    sum_of_squares,
+    to_numpy,
+)
+from keras_scaled_l2.parts import Parts, split_loss, weighs_penalties
 
 _NUMBERED = "classes, y = np.unique(y, return_inverse=True)"
 
@@ -190,3 +198,90 @@ def _not_finite(leaf: Tensor) -> int:
 
 def _values(count: int) -> str:
     return "value" if count == 1 else "values"
+
+
+def data_cost(
+    model: keras.Model,
+    variables: Sequence[keras.Variable],
+    arrays: tuple[Any, Any, Any],
+    batch_size: int,
+) -> tuple[float, list[float]]:
+    """Mean data cost of all examples, batch by batch as ``evaluate`` takes it.
+
+    And with how much each variable's penalty is in the loss, as a mean likewise.
+    """
+    leaves = (leaf for leaf in keras.tree.flatten(arrays) if leaf is not None)
+    count = int(next(leaves).shape[0])
+    total, factors = 0.0, [0.0] * len(variables)
+    for start in range(0, count, batch_size):
+        stop = min(start + batch_size, count)
+        share = (stop - start) / count
+        arguments = _arguments(model, arrays, start, stop)
+        check_labels(model, arguments["y"], arguments["y_pred"])
+        parts: Parts = split_loss(model, model.compute_loss, arguments)
+        total += number(parts.data) * share
+        for i, v in enumerate(variables):
+            weight = 1.0 if parts.weights is None else number(parts.weights[id(v)])
+            factors[i] += weight * share
+    return total, [1.0 if parts.weights is None else factor for factor in factors]
+
+
+def data_gradient_norms(
+    model: keras.Model, arrays: tuple[Any, Any, Any], batch_size: int
+) -> dict[int, float]:
+    """``id`` of each variable -> norm of its gradient of one step, dropout off."""
+    # The penalties are given as numbers here, so this is the data's gradient alone.
+    gradients = loss_gradients(
+        model, lambda: model.compute_loss(**_arguments(model, arrays, 0, batch_size))
+    )
+    return {
+        id(variable): 0.0 if g is None else math.sqrt(number(sum_of_squares(g)))
+        for variable, g in zip(model.trainable_variables, gradients, strict=True)
+    }
+
+
+def _arguments(
+    model: keras.Model, arrays: tuple[Any, Any, Any], start: int, stop: int
+) -> dict[str, Tensor]:
+    """What ``compute_loss`` takes of some examples, after the forward pass."""
+    x, y, sample_weight = keras.tree.map_structure(
+        lambda a: None if a is None else ops.convert_to_tensor(rows(a, start, stop)),
+        arrays,
+    )
+    arguments = {"x": x, "y": y, "sample_weight": sample_weight}
+    arguments["y_pred"] = (
+        model(x, training=False) if _keras.passes_training(model) else model(x)
+    )
+    if _keras.loss_passes_training(model):
+        arguments["training"] = False
+    return arguments
+
+
+@contextlib.contextmanager
+def left_alone(model: keras.Model) -> Iterator[None]:
+    """What a forward pass may change is as it was before: states, metrics, losses."""
+    # Not the frozen weights: no forward pass changes them, and they may be many.
+    frozen = {
+        id(v)
+        for layer in _keras.layers_within(model)
+        for v in _keras.own_trainable(layer)
+    }
+    changing = (*model.non_trainable_variables, *model.metrics_variables)
+    variables = [v for v in changing if id(v) not in frozen]
+    before = [to_numpy(v) for v in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+        # Keras makes some metrics when it first computes the loss.
+        known = {id(v) for v in variables}
+        for metric in model.metrics:
+            if not known.issuperset(map(id, metric.variables)):
+                metric.reset_state()
+        _keras.forget_losses(model)
+
+
+def number(value: Any) -> float:
+    """A float, or a scalar tensor, as a float."""
+    return value if isinstance(value, float) else float(to_numpy(value))

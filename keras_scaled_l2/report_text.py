@@ -5,12 +5,10 @@ from __future__ import annotations
 import collections
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from keras_scaled_l2.findings import percent
-
-if TYPE_CHECKING:
-    from keras_scaled_l2.report import CostReport, WeightReport
+from keras_scaled_l2.report_records import CostRecord, WeightReport
 
 _NONE = "-"
 
@@ -68,7 +66,7 @@ _ELSEWHERE = {
 }
 
 
-def as_text(report: CostReport) -> str:
+def as_text(report: CostRecord) -> str:
     """The report for a terminal."""
     blocks = ["\n".join([_headline(report), _wrapped(_rules(report), "- ")]).rstrip()]
     if report.weights:
@@ -94,7 +92,7 @@ def as_text(report: CostReport) -> str:
     return "\n\n".join(blocks)
 
 
-def as_markdown(report: CostReport) -> str:
+def as_markdown(report: CostRecord) -> str:
     """The report as Markdown."""
     blocks = [f"# {_headline(report)}"]
     blocks += ["\n".join(f"- {rule}" for rule in _rules(report))] * bool(report.weights)
@@ -126,14 +124,14 @@ def _wrapped(texts: Iterable[str], bullet: str) -> str:
     )
 
 
-def _headline(report: CostReport) -> str:
+def _headline(report: CostRecord) -> str:
     return (
         f"Penalty of {report.model!r}: {report.penalized:,} of {report.parameters:,} "
         f"weights, in {_tensors(len(report.weights))}"
     )
 
 
-def _rules(report: CostReport) -> Iterator[str]:
+def _rules(report: CostRecord) -> Iterator[str]:
     by_rule = collections.Counter(weight.rule for weight in report.weights)
     for rule, number in by_rule.items():
         yield f"{_tensors(number)} by {rule}"
@@ -143,16 +141,16 @@ def _tensors(number: int) -> str:
     return f"{number} tensor" if number == 1 else f"{number} tensors"
 
 
-def _columns(report: CostReport) -> list[_Column]:
+def _columns(report: CostRecord) -> list[_Column]:
     """The columns of which something is known."""
     return [c for c in _COLUMNS if any(c.cell(w) != _NONE for w in report.weights)]
 
 
-def _rows(report: CostReport, columns: list[_Column]) -> list[list[str]]:
+def _rows(report: CostRecord, columns: list[_Column]) -> list[list[str]]:
     return [[column.cell(weight) for column in columns] for weight in report.weights]
 
 
-def _legend(report: CostReport, columns: list[_Column]) -> Iterator[str]:
+def _legend(report: CostRecord, columns: list[_Column]) -> Iterator[str]:
     yield from (f"{c.title}: {c.meaning}" for c in columns if c.meaning)
     if report.optimizer and all(w.decay_per_step is None for w in report.weights):
         yield (
@@ -165,7 +163,7 @@ def _or_none(value: float | None, form: str) -> str:
     return _NONE if value is None else format(value, form)
 
 
-def _cost(report: CostReport) -> str:
+def _cost(report: CostRecord) -> str:
     cost = report.cost
     if "total" not in cost:
         hint = " Give x and y to compare it with the data cost."
@@ -182,7 +180,7 @@ def _cost(report: CostReport) -> str:
     return line
 
 
-def _elsewhere(report: CostReport) -> Iterator[str]:
+def _elsewhere(report: CostRecord) -> Iterator[str]:
     """A heading, and the names of the penalty."""
     if not report.elsewhere:
         if len({w.coefficient for w in report.weights}) > 1:

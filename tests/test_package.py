@@ -349,6 +349,46 @@ def test_importing_is_enough_to_load_a_saved_model(first, suffix, tmp_path):
     )
 
 
+FIRST = """
+import importlib, sys
+import keras
+_, name, *modules = sys.argv
+for module in modules:
+    # As in a new process, but for what makes importing Keras slow.
+    for loaded in [x for x in sys.modules if x == "keras" or x.startswith(name)]:
+        del sys.modules[loaded]
+    try:
+        importlib.import_module(f"{name}.{module}")
+    except ImportError as error:
+        print(module, error)
+    import keras
+    loaded = sys.modules.get(f"{name}.regularizers")
+    rule = keras.saving.get_registered_object(f"{name}>ScaledL2")
+    if loaded is None or rule is not loaded.ScaledL2:
+        print(module, "leaves the rules unknown to Keras")
+"""
+
+
+def needed_by(module):
+    """A module and all of the package that it needs to be imported."""
+    needed, waiting = set(), [module]
+    while waiting:
+        present = waiting.pop()
+        if present not in needed:
+            needed.add(present)
+            waiting.extend(inside(modules()[present], modules()))
+    return needed
+
+
+def test_each_module_can_be_the_first_that_is_imported():
+    # The rules are imported once Keras is, which may be in the midst of these.
+    backend = keras.config.backend()
+    rooms = [f"backends.{room}{backend}" for room in ("", "loop_")]
+    names = [*needed_by("regularizers"), "backends", "attaching", *rooms]
+    assert {"counts", "rule", "fitting", "gradients"} <= {*names}
+    assert run_python(FIRST, NAME, *sorted(names)) == ""
+
+
 @pytest.mark.once
 def test_a_name_is_a_function_though_a_module_has_loaded_its_home():
     text = "from keras_scaled_l2 import ApplyL2, attach, report, units; print(attach)"
