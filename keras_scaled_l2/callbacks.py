@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 import math
 import os
-import sys
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import keras
 
-from keras_scaled_l2.attaching import Where, attach, bind, penalized, resolved
+from keras_scaled_l2.attaching import Where, attach, bind, penalized
 from keras_scaled_l2.compiled import steps_kept
 from keras_scaled_l2.costs import (
     CostSplit,
@@ -20,8 +18,6 @@ from keras_scaled_l2.costs import (
     remove_temporary_split,
     split_cost,
 )
-from keras_scaled_l2.counts import elements
-from keras_scaled_l2.efolds import inert_sentence
 from keras_scaled_l2.findings import text_of_dropped, text_of_forgotten
 from keras_scaled_l2.fitting import (
     accumulated_steps,
@@ -42,7 +38,7 @@ from keras_scaled_l2.probe import (
     probe_gradients,
     remove_stale_probe,
 )
-from keras_scaled_l2.rule import Rule, effective_coefficient, name_of
+from keras_scaled_l2.run_table import METRICS, hyperparameters
 from keras_scaled_l2.scalars import (
     EVIDENCE_LAYOUT,
     LAYOUT,
@@ -51,7 +47,7 @@ from keras_scaled_l2.scalars import (
     evidence_of_logs,
     gradient_scalars,
 )
-from keras_scaled_l2.starting import StartingLine
+from keras_scaled_l2.starting import StartingLine, check_counted, inert
 from keras_scaled_l2.tensorboard import EventFile, EventFiles
 from keras_scaled_l2.validation import check_is_model, positive_count
 
@@ -136,12 +132,12 @@ class ApplyL2(keras.callbacks.Callback):
                     "ApplyL2(ScaledL2(1.0)), or build the layers with "
                     "kernel_regularizer=..."
                 )
-            _check_counted(model, samples=samples, batch_size=size)
+            check_counted(model, samples=samples, batch_size=size)
             bind(model, samples=samples, batch_size=size)
         self._learning = self._learn() if learns(model) else None
         more = 0 if self.samples is not None else counted.more
         self._line = StartingLine(model, samples, more)
-        guidance = _inert(model, self.params or {})
+        guidance = inert(model, self.params or {})
         if guidance is not None:
             print(f"ApplyL2: {guidance}")
         self._first = model.steps_per_execution - 1
@@ -182,19 +178,6 @@ class ApplyL2(keras.callbacks.Callback):
                 "was given: gamma of such large layers is known for Dense only."
             )
         return learning
-
-
-def _check_counted(model: keras.Model, **counts: int | None) -> None:
-    """Refuses a count that the data do not tell, with the argument that gives it."""
-    rules = [rule for _, rule in resolved(model, counts) if isinstance(rule, Rule)]
-    for name in counts:
-        lacking = [rule for rule in rules if name in rule.missing]
-        if lacking:
-            raise ValueError(
-                f"{lacking[0]!r} needs {lacking[0].inferable[name]}, which the data "
-                "given to fit do not tell (a generator, or a data set of unknown "
-                f"length). Pass it: ApplyL2({name}=<number>)."
-            )
 
 
 class CostMonitor(keras.callbacks.Callback):
@@ -332,7 +315,7 @@ class CostMonitor(keras.callbacks.Callback):
 
     def describe(self, file: EventFile) -> None:
         """Writes the hyperparameters of the model's penalties, and the layout."""
-        file.hparams(_hparams(self.model), _METRICS)
+        file.hparams(hyperparameters(self.model), METRICS)
         self.describe_layout(file)
 
     def describe_layout(self, file: EventFile) -> None:
@@ -404,58 +387,3 @@ class CostMonitor(keras.callbacks.Callback):
             values |= cost_scalars(record.data_loss, record.penalty, start)
         if self._files is not None:
             self._files.write("train", lambda file: file.scalars(values, step))
-
-
-# Written with each run, so that TensorBoard's table has the same columns for all.
-_METRICS = ("cost/data", "cost/penalty", "cost/total", "global/gradient_norm/ratio")
-
-
-def _hparams(model: keras.Model) -> dict[str, float | str]:
-    """Rule, strength and counts of a model's penalties."""
-    weights = penalized(model)
-    found = [effective_coefficient(rule, v.shape) for _, v, rule in weights]
-    coefficients = [float(c) for c in found if c is not None]
-    configs = {name_of(rule): _numbers_of(rule) for _, _, rule in weights}
-    strengths = [next(iter(config.values()), 0.0) for config in configs.values()]
-    samples = [c.get("samples") or c.get("inferred_samples") for c in configs.values()]
-    # Five: the page shows no more of them unless it is asked to.
-    return {
-        "rule": " and ".join(sorted(configs)) or "none",
-        "strength": max(strengths, default=0.0),
-        "coefficient": max(coefficients, default=0.0),
-        "penalized_weights": float(sum(elements(v.shape) for _, v, _ in weights)),
-        "samples": max((m for m in samples if m), default=0.0),
-    }
-
-
-def _inert(model: keras.Model, params: Mapping[str, Any]) -> str | None:
-    """That the penalties do nothing over the fit that begins, if that is known."""
-    optimizer, steps = plain_optimizer(model), params.get("steps")
-    if optimizer is None or not steps:
-        return None
-    weights = penalized(model)
-    found = [effective_coefficient(rule, v.shape) for _, v, rule in weights]
-    if any(c is None for c in found):
-        return None
-    return inert_sentence(
-        [float(c) for c in found],
-        optimizer,
-        params.get("epochs", 1) * steps // accumulated_steps(model),
-        weights=sum(elements(v.shape) for _, v, _ in weights),
-        start=updates(model),
-    )
-
-
-def _numbers_of(rule: Any) -> dict[str, float]:
-    """The numbers in a regularizer's config; Keras takes any function for one."""
-    try:
-        config = dict(rule.get_config())
-    except Exception:  # a function has none, and a class of one's own may refuse it
-        return {}
-    numbers = (int, float)
-    large = sys.float_info.max
-    return {
-        k: float(v)
-        for k, v in config.items()
-        if isinstance(v, numbers) and not (isinstance(v, int) and abs(v) > large)
-    }

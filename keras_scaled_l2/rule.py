@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import keras
@@ -168,6 +168,14 @@ class Quadratic(keras.Regularizer):
     """``c * sum(w**2)`` with a ``c`` that is a variable, and may change."""
 
     coefficient: keras.Variable
+
+
+def check_optional(rule: Rule, check: Callable[[str, Any], Any], *names: str) -> None:
+    """Check fields that may be None, each with its inferred twin."""
+    for name in names:
+        for field in (name, f"inferred_{name}"):
+            if getattr(rule, field) is not None:
+                object.__setattr__(rule, field, check(field, getattr(rule, field)))
 
 
 def effective_coefficient(regularizer: Any, shape: Sequence[int | None]) -> Any:

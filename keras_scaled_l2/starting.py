@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import keras
 
-from keras_scaled_l2.attaching import penalized
+from keras_scaled_l2.attaching import penalized, resolved
 from keras_scaled_l2.costs import FirstStep, tell_first_step
 from keras_scaled_l2.counts import elements
+from keras_scaled_l2.efolds import inert_sentence
 from keras_scaled_l2.findings import text_of_dropped, text_of_forgotten
+from keras_scaled_l2.fitting import accumulated_steps, plain_optimizer, updates
 from keras_scaled_l2.parts import penalty_of
 from keras_scaled_l2.rule import Rule, effective_coefficient
 
@@ -83,3 +88,34 @@ def _summary(model: keras.Model) -> str:
     if others:
         line += f", {others} under a penalty other than c * sum(w**2)"
     return line
+
+
+def inert(model: keras.Model, params: Mapping[str, Any]) -> str | None:
+    """That the penalties do nothing over the fit that begins, if that is known."""
+    optimizer, steps = plain_optimizer(model), params.get("steps")
+    if optimizer is None or not steps:
+        return None
+    weights = penalized(model)
+    found = [effective_coefficient(rule, v.shape) for _, v, rule in weights]
+    if any(c is None for c in found):
+        return None
+    return inert_sentence(
+        [float(c) for c in found],
+        optimizer,
+        params.get("epochs", 1) * steps // accumulated_steps(model),
+        weights=sum(elements(v.shape) for _, v, _ in weights),
+        start=updates(model),
+    )
+
+
+def check_counted(model: keras.Model, **counts: int | None) -> None:
+    """Refuses a count that the data do not tell, with the argument that gives it."""
+    rules = [rule for _, rule in resolved(model, counts) if isinstance(rule, Rule)]
+    for name in counts:
+        lacking = [rule for rule in rules if name in rule.missing]
+        if lacking:
+            raise ValueError(
+                f"{lacking[0]!r} needs {lacking[0].inferable[name]}, which the data "
+                "given to fit do not tell (a generator, or a data set of unknown "
+                f"length). Pass it: ApplyL2({name}=<number>)."
+            )

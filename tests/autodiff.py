@@ -32,10 +32,11 @@ elif keras.config.backend() == "jax":
     def with_float64():
         """JAX makes float32 of float64 unless it is told not to."""
         # Up to 0.7 it stood among the experiments.
+        if hasattr(jax, "enable_x64"):
+            return jax.enable_x64(True)
         from jax import experimental
 
-        enable = getattr(jax, "enable_x64", None) or experimental.enable_x64
-        return enable(True)
+        return experimental.enable_x64(True)
 
 else:
 

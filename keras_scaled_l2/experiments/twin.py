@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import keras
@@ -16,6 +14,17 @@ from keras_scaled_l2 import _keras
 from keras_scaled_l2.experiments import rebuilding
 from keras_scaled_l2.experiments.arms import check_rate
 from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.graph import (
+    call_of,
+    config_of,
+    graph_of,
+    is_first,
+    is_graph,
+    is_leaf,
+    operation,
+    output_call,
+    tensors_in,
+)
 from keras_scaled_l2.experiments.rebuilding import Call
 
 Where = Callable[[keras.Layer], bool] | Collection[keras.Layer]
@@ -187,33 +196,18 @@ def matching_weights(
     """Each weight of a model with the one of its twin, by the layers' names."""
     for layer in model.layers:
         same = twin.get_layer(layer.name)
-        if _is_graph(layer):
+        if is_graph(layer):
             yield from matching_weights(layer, same)
         else:
             yield from zip(layer.weights, same.weights, strict=True)
-
-
-def _is_graph(layer: keras.Layer) -> bool:
-    """Whether a layer is nothing but a graph of layers, so that it can be rewritten."""
-    return isinstance(layer, keras.Sequential) or (
-        isinstance(layer, keras.Model) and "output_layers" in _config(layer)
-    )
-
-
-def _config(model: keras.Model) -> dict[str, Any]:
-    """The config of a model; empty if it has none."""
-    try:
-        return model.get_config() or {}
-    except (KeyError, TypeError, NotImplementedError):
-        return {}
 
 
 def _check_rewritable(model: keras.Model) -> None:
     if not (
         isinstance(model, keras.Model)
         and model.built
-        and _is_graph(model)
-        and _config(model).get("layers")
+        and is_graph(model)
+        and config_of(model).get("layers")
     ):
         raise InputError(
             f"model {getattr(model, 'name', model)!r} of class {type(model).__name__} "
@@ -226,7 +220,7 @@ def _check_rewritable(model: keras.Model) -> None:
 def _all_layers(model: keras.Model) -> Iterator[keras.Layer]:
     for layer in model.layers:
         yield layer
-        if _is_graph(layer):
+        if is_graph(layer):
             yield from _all_layers(layer)
 
 
@@ -252,7 +246,7 @@ def _rewrite(
     Returns:
         The number of calls that got dropout.
     """
-    graph = _graph(model, config)
+    graph = graph_of(model, config)
     if where is None:
         chosen = {
             call
@@ -273,7 +267,7 @@ def _rewrite(
         layer = _layer_of(model, entry)
         if layer is not None:
             maker.name_class(entry, type(layer))
-        if layer is not None and _is_graph(layer):
+        if layer is not None and is_graph(layer):
             behind = any(
                 graph.weights_follow(model, call, followed)
                 for call in graph.calls
@@ -304,12 +298,6 @@ def _among(layers: Collection[keras.Layer]) -> Callable[[keras.Layer], bool]:
     return lambda layer: id(layer) in ids
 
 
-def operation(model: keras.Model, name: str) -> Any:
-    """A layer of a model, or what ``keras.ops`` and ``+`` put in the place of one."""
-    found = [*model.layers, *getattr(model, "operations", ())]
-    return next(x for x in found if x.name == name)
-
-
 def _is_non_linear(layer: Any) -> bool:
     if isinstance(layer, keras.layers.Wrapper):
         return _is_non_linear(layer.layer)
@@ -323,96 +311,6 @@ def _is_non_linear(layer: Any) -> bool:
     if activation is None:
         return False
     return getattr(activation, "__name__", "") not in (*_LINEAR, "softmax")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Graph:
-    """The calls of a model's layers, and which calls use the output of which."""
-
-    calls: list[Call]
-    edges: dict[Call, list[Call]]
-    outputs: set[Call]
-
-    def weights_follow(self, model: keras.Model, call: Call, followed: bool) -> bool:
-        """Whether a layer with weights comes after a call, in or behind the model."""
-        ahead, seen = [call], {call}
-        while ahead:
-            present = ahead.pop()
-            if followed and present in self.outputs:
-                return True
-            for following in self.edges.get(present, []):
-                if getattr(operation(model, following[0]), "weights", None):
-                    return True
-                if following not in seen:
-                    seen.add(following)
-                    ahead.append(following)
-        return False
-
-
-def _graph(model: keras.Model, config: dict[str, Any]) -> _Graph:
-    if isinstance(model, keras.Sequential):
-        chain = [(layer.name, 0) for layer in model.layers]
-        return _Graph(
-            chain, {a: [b] for a, b in itertools.pairwise(chain)}, {*chain[-1:]}
-        )
-    calls: list[Call] = []
-    edges: dict[Call, list[Call]] = {}
-    for layer in config["layers"]:
-        for index, node in enumerate(layer["inbound_nodes"]):
-            calls.append((layer["name"], index))
-            for tensor in _tensors(node):
-                edges.setdefault(_call(tensor), []).append(calls[-1])
-    outputs = {_output_call(model, h) for h in _leaves(config["output_layers"])}
-    return _Graph(calls, edges, outputs)
-
-
-def _output_call(model: keras.Model, history: Sequence[Any]) -> Call:
-    """The call behind an entry of ``output_layers``."""
-    name, index, _ = history
-    # There, and nowhere else, a functional model's calls are counted from 1.
-    layer = operation(model, name)
-    graph = _is_graph(layer) and not isinstance(layer, keras.Sequential)
-    return name, index - graph
-
-
-def _leaves(value: Any) -> Iterator[Sequence[Any]]:
-    """Every ``[layer, call, output]`` in the outputs of a config, nested or not."""
-    if _is_leaf(value):
-        yield value
-    else:
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(item)
-
-
-def _is_leaf(value: Any) -> bool:
-    return len(value) == 3 and not isinstance(value, dict) and isinstance(value[0], str)
-
-
-def _tensors(value: Any) -> Iterator[dict[str, Any]]:
-    """Every tensor that a part of a config refers to, by ``[layer, call, output]``."""
-    if isinstance(value, dict):
-        if value.get("class_name") == "__keras_tensor__":
-            yield value["config"]
-        else:
-            for item in value.values():
-                yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _is_first(history: Sequence[Any]) -> bool:
-    """Whether a tensor is the first of its call: the others are states, never dropped.
-
-    As those that a recurrent layer gives behind its output.
-    """
-    return bool(history[2] == 0)
-
-
-def _call(tensor: dict[str, Any]) -> Call:
-    """The call that made a tensor."""
-    name, index, _ = tensor["keras_history"]
-    return name, index
 
 
 def _rewrite_chain(
@@ -463,17 +361,17 @@ def _rewrite_graph(
     def redirected(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: redirected(item) for key, item in value.items()}
-        if not _is_leaf(value):
+        if not is_leaf(value):
             return [redirected(item) for item in value]
-        call = _output_call(model, value)
+        call = output_call(model, value)
         # Keras finds the tensor by its history; shape and dtype are not looked at.
-        dropped = call in chosen and _is_first(value)
+        dropped = call in chosen and is_first(value)
         return behind(call, [None], "float32") if dropped else value
 
     for entry in config["layers"]:
-        for tensor in _tensors(entry["inbound_nodes"]):
-            call = _call(tensor)
-            if call in chosen and _is_first(tensor["keras_history"]):
+        for tensor in tensors_in(entry["inbound_nodes"]):
+            call = call_of(tensor)
+            if call in chosen and is_first(tensor["keras_history"]):
                 tensor["keras_history"] = behind(call, tensor["shape"], tensor["dtype"])
     if outputs:
         config["output_layers"] = redirected(config["output_layers"])
