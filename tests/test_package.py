@@ -452,3 +452,12 @@ if keras.config.backend() != "tensorflow":
     def test_training_with_event_files_does_not_import_tensorflow(process):
         _, after, _ = process
         assert "tensorflow" not in after
+
+
+def test_no_file_of_the_package_is_longer_than_400_lines():
+    lines = {
+        path.relative_to(PACKAGE).as_posix(): len(path.read_text("utf-8").splitlines())
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert len(lines) > 100
+    assert {name: n for name, n in lines.items() if n > 400} == {}

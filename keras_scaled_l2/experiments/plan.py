@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
 import pathlib
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeAlias
@@ -31,6 +28,7 @@ from keras_scaled_l2.experiments.arms import (
 )
 from keras_scaled_l2.experiments.arrays import Arrays
 from keras_scaled_l2.experiments.coefficients import penalizable
+from keras_scaled_l2.experiments.environment import versions
 from keras_scaled_l2.experiments.errors import InputError, require, unknown
 from keras_scaled_l2.experiments.following import check_following, learned_rule
 from keras_scaled_l2.experiments.model_checks import fitted
@@ -255,17 +253,6 @@ def _layers(network: keras.Model) -> str:
     # Where an object says where it lies in memory.
     text = re.sub(r"\b0x[0-9a-f]+", "", text)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Version of everything that the numbers depend on."""
-    names = ["keras", "numpy", keras.backend.backend()]
-    found = {name: importlib.metadata.version(name) for name in names}
-    from keras_scaled_l2 import __version__
-
-    python = ".".join(map(str, sys.version_info[:3]))
-    return {"python": python, "keras_scaled_l2": __version__, **found}
 
 
 def check_count(name: str, value: Any) -> int:
