@@ -68,7 +68,7 @@ def _best(results: Sequence[Result]) -> Any:
             axis.errorbar(x, y, errors, capsize=2, elinewidth=0.8, **_line(group))
         axis.set(xscale="log", yscale="log", xlabel="weights N", title=title)
         axis.set_ylim(1e-5, 0.1)
-        axis.grid(alpha=0.3)
+        _sizes(axis, results)
     axes[0].set_ylabel("best c by validation loss")
     _legend(figure, results)
     return figure
@@ -87,10 +87,19 @@ def _regret(results: Sequence[Result]) -> Any:
                 axis.plot(x, [0, *(100 * r.value for _, r in points)], **_line(group))
         axis.axhline(2, color="black", linewidth=0.8, linestyle=":")
         axis.set(xscale="log", xlabel="weights N", title=rule)
-        axis.grid(alpha=0.3)
+        _sizes(axis, results)
     axes[0].set_ylabel("regret, % of the best validation loss")
     _legend(figure, results)
     return figure
+
+
+def _sizes(axis: Any, results: Sequence[Result]) -> None:
+    """Ticks where there are networks: 20k, 70k, 2.1M."""
+    sizes = sorted({r.head["size"] for r in results})
+    labels = [f"{n / 1e6:g}M" if n >= 1e6 else f"{n // 1000}k" for n in sizes]
+    axis.set_xticks(sizes, labels)
+    axis.set_xticks([], minor=True)
+    axis.grid(alpha=0.3)
 
 
 def _legend(figure: Any, results: Sequence[Result]) -> None:
