@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from keras_scaled_l2 import cli
+from keras_scaled_l2.experiments.arms import DEFAULT_ARMS, PARTS
 from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.plan import (
     DEFAULT_BATCH_SIZE,
@@ -55,6 +56,15 @@ def test_compare_prints_the_table_and_writes_the_files(small, tmp_path, capsys):
     assert [arm.name for arm in saved.arms] == ["none", "l2"]
     assert saved["l2"].rule["config"]["strength"] == 0.5
     assert len(printed.err.splitlines()) == 2
+
+
+def test_help_names_every_arm_and_the_default(capsys, monkeypatch):
+    """Written out there: the list comes with Keras, which help must not wait for."""
+    monkeypatch.setenv("COLUMNS", "400")  # argparse breaks lines at hyphens too
+    assert cli.main(["compare", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"of {', '.join(PARTS)}; joined by +" in told
+    assert f"(default: {','.join(DEFAULT_ARMS)})" in told
 
 
 @pytest.mark.parametrize("ticked", [4, 3])

@@ -80,6 +80,9 @@ def default_strength(penalty: str, largest: int = TYPICAL_KERNEL) -> float:
     return defaults[penalty]
 
 
+PARTS = ("none", *_RULES, DECAY, EVIDENCE, "dropout")
+"""What the name of an arm is made of."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
 
 
@@ -195,12 +198,11 @@ def check_rate(rate: Any) -> float:
 def _parts(name: str) -> tuple[str | None, bool]:
     """``(penalty or None, whether there is dropout)`` of an arm's name."""
     pulling = [*_RULES, DECAY, EVIDENCE]
-    known = ["none", *pulling, "dropout"]
     parts = name.split("+")
     for part in parts:
-        if part not in known:
+        if part not in PARTS:
             combined = [f"{rule}+dropout" for rule in pulling]
-            raise unknown("arm", name, [*known, *combined])
+            raise unknown("arm", name, [*PARTS, *combined])
     penalties = [part for part in parts if part in pulling]
     if "none" in parts and len(parts) > 1:
         raise InputError(f"arm {name!r}: 'none' cannot be joined with another.")
