@@ -48,9 +48,10 @@ class EventFile:
         self._clock = clock
         folder = pathlib.Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads files by name: those of one second in the order of making.
         name = (
             f"events.out.tfevents.{int(clock()):010d}.{socket.gethostname()}"
-            f".{os.getpid()}.{next(_serial)}.scaled_l2"
+            f".{os.getpid()}.{next(_serial):06d}.scaled_l2"
         )
         self._file = (folder / name).open("wb")
         # A training that breaks off closes nothing.
