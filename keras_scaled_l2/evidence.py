@@ -131,8 +131,16 @@ def output_rows(model: keras.Model, x: Any) -> dict[str, Any]:
 
     Returns:
         Path -> array of (examples x outputs, elements of the weight).
+
+    Raises:
+        ValueError: Beyond 5000 examples x outputs.
     """
-    check_rows(model, len(x))
+    each = rows_per_example(model)
+    if len(x) * each > MOST_ROWS:
+        raise ValueError(
+            f"len(x)={len(x)} examples with {each} free outputs each: expected at "
+            f"most {MOST_ROWS} examples x outputs. Pass a subset of the examples."
+        )
     axes = np.eye(output_width(model), dtype="float32")
     return written_rows(model)(x, [axes] * len(x), model.trainable_variables)
 
@@ -140,17 +148,6 @@ def output_rows(model: keras.Model, x: Any) -> dict[str, Any]:
 def most_examples(model: keras.Model) -> int:
     """How many examples give ``ROWS`` rows."""
     return max(1, ROWS // rows_per_example(model))
-
-
-def check_rows(model: keras.Model, examples: int) -> None:
-    """Refuse more rows than can be inverted, with the remedy."""
-    each = rows_per_example(model)
-    if examples * each > MOST_ROWS:
-        raise ValueError(
-            f"len(x)={examples} examples with {each} free outputs each: expected at "
-            f"most {MOST_ROWS} examples x outputs. Pass a subset of the training "
-            "examples and samples=<number of all of them>."
-        )
 
 
 def gamma_by_dual(

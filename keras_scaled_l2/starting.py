@@ -1,4 +1,4 @@
-"""The line of ``ApplyL2``: what was done, and what the penalty is of the first cost."""
+"""What ``ApplyL2`` says as a fit begins: what was done, is inert, is not counted."""
 
 from __future__ import annotations
 

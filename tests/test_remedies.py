@@ -5,6 +5,7 @@ test_monitor_reuse.py and test_half_life.py, of data by test_report_data.py, of 
 experiments by test_experiment_remedies.py.
 """
 
+import dataclasses
 import re
 
 import keras
@@ -24,10 +25,11 @@ from keras_scaled_l2 import (
     bind,
     convert,
     cost_report,
+    grams,
     penalized,
     suggest,
 )
-from keras_scaled_l2.evidence import evidence_strengths
+from keras_scaled_l2.evidence import MOST_ROWS, evidence_strengths, output_rows
 
 X, Y = data(8)
 
@@ -263,3 +265,56 @@ def test_evidence_of_too_many_examples_takes_a_part_and_their_number():
     option = found(r"(\w+)=<number of all", message(evidence_strengths, model, x, y))
     strengths = evidence_strengths(model, x[:20], y[:20], **{option: 6000})
     assert all(s.coefficient > 0 for s in strengths.values())
+
+
+def test_rows_that_are_too_long_are_written_out_of_fewer_examples(monkeypatch):
+    rule = keras.regularizers.L2(0.1)
+    table = layers.Embedding(50, 2, embeddings_regularizer=rule)
+    network = [keras.Input((1,), dtype="int32"), table, layers.Flatten()]
+    model = compiled(keras.Sequential([*network, layers.Dense(1)]))
+    x = np.arange(40)[:, None]
+    y = np.linspace(-1.0, 1.0, 40, dtype="float32")[:, None]
+    monkeypatch.setattr(grams, "_MOST_NUMBERS", 50 * 2 * 20)
+    text = message(evidence_strengths, model, x, y)
+    assert "Pass fewer examples" in text
+    option = found(r"(\w+)=<number of all", text)
+    strengths = evidence_strengths(model, x[:20], y[:20], **{option: 40})
+    assert all(s.coefficient > 0 for s in strengths.values())
+
+
+def test_rows_of_all_outputs_are_written_out_of_fewer_examples():
+    model = linear(SampleL2(1.0, samples=8))
+    x = np.ones((MOST_ROWS + 1, 4), "float32")
+    assert "Pass a subset of the examples" in message(output_rows, model, x)
+    assert all(len(rows) == 8 for rows in output_rows(model, x[:8]).values())
+
+
+def test_gamma_of_a_list_of_inputs_is_that_of_examples_as_an_array():
+    inputs = keras.Input((4,))
+    unit = layers.Dense(1, kernel_regularizer=SampleL2(1.0, samples=8))
+    model = compiled(keras.Model([inputs], unit(inputs)))
+    text = message(cost_report, model, [X], Y, gamma=True)
+    names = re.findall(r"(?:examples|targets) as (\w)", text)
+    x, y = ({"x": X, "y": Y}[name] for name in names)
+    [weight] = cost_report(model, x, y, gamma=True).weights
+    assert weight.gamma > 0
+
+
+def test_suggestion_for_an_optimizer_that_learns_nothing_takes_another():
+    model = linear(SampleL2(1.0))
+    counts = {"samples": 8, "batch_size": 4, "epochs": 3}
+    text = message(suggest, model, **counts, optimizer=keras.optimizers.SGD(0.0))
+    option = found(r"Pass (\w+)=\.\.\.", text)
+    assert suggest(model, **counts, **{option: keras.optimizers.SGD(0.1)}).strength > 0
+
+
+def test_config_of_another_version_is_loaded_by_one_that_knows_it():
+    @dataclasses.dataclass(frozen=True, repr=False)
+    class Newer(SampleL2):
+        half: bool = False
+
+    config = Newer(2.0, samples=8, half=True).get_config()
+    text = message(SampleL2.from_config, config)
+    assert "['half']" in text
+    assert "a newer one to load it" in text
+    assert Newer.from_config(config).half
