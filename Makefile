@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 
 LOWEST ?= .venv-lowest
 # What touches Keras's internals: formulas do not depend on its version.
-LIBRARY := attach callbacks costs engine learning probe report tensorboard
+LIBRARY := attach callbacks costs engine gradient_norms learning report tensorboard
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check

@@ -62,7 +62,7 @@ def check() -> dict[str, Any]:
     import keras
     import numpy as np
 
-    from keras_scaled_l2.probe import probe_gradients
+    from keras_scaled_l2.gradient_norms import measure_gradients
 
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
@@ -82,11 +82,11 @@ def check() -> dict[str, Any]:
 
     class Watch(keras.callbacks.Callback):
         def on_train_begin(self, logs: Any = None) -> None:
-            self.probe = probe_gradients(self.model, self)
-            self.probe.watch(lambda: True, records.append)
+            self.measurement = measure_gradients(self.model, self)
+            self.measurement.watch(lambda: True, records.append)
 
         def on_train_end(self, logs: Any = None) -> None:
-            self.probe.remove()
+            self.measurement.remove()
 
     model.fit(x, y, batch_size=128, shuffle=False, verbose=0, callbacks=[Watch()])
     kernels = [n for path, n in records[0].norms.items() if path.endswith("kernel")]

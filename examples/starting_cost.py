@@ -1,8 +1,8 @@
 """The question that started the package: why does the cost begin at 50, not 0.69?
 
 A binary classifier with 35 million weights, its cost before the first step under
-several penalties, and beside each the pull on the weights relative to the data
-gradient: value and gradient are two questions.
+several penalties, and beside each the penalty's gradient relative to that of the
+data: value and gradient are two questions.
 
     python examples/starting_cost.py
 """
@@ -29,7 +29,7 @@ model = keras.Sequential(
 model.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True))
 print(f"{model.count_params():,} weights; guessing costs ln 2 = {np.log(2):.2f}\n")
 
-print(f"{'':34}   coefficient      cost =   data + penalty   pull / data gradient")
+print(f"{'':34}   coefficient      cost =   data + penalty   penalty / data gradient")
 for name, rule in {
     "keras.regularizers.L2(0.01)": keras.regularizers.L2(0.01),
     "ScaledL2(0.01), by tensor": ScaledL2(0.01),

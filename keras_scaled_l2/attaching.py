@@ -18,7 +18,7 @@ from keras_scaled_l2.counts import (
     trainable_weights,
     walk,
 )
-from keras_scaled_l2.fans import Shape, fan_in, format_fans, is_per_unit
+from keras_scaled_l2.fan_in import Shape, fan_in, format_fan_ins, is_per_unit
 from keras_scaled_l2.fitting import (
     accumulated_steps,
     current_learning_rate,
@@ -123,7 +123,7 @@ def detach(model: keras.Model) -> list[str]:
         weight = previous.weight
         weight.variable.regularizer = previous.regularizer
         if weight.attribute is not None:
-            setattr(weight.holder, weight.attribute, previous.configured)
+            setattr(weight.config_layer, weight.attribute, previous.configured)
     if record:
         _resolve(model, {})
         rebuild_steps(model)
@@ -239,7 +239,7 @@ def _remember(model: keras.Model, weights: Iterable[Weight]) -> None:
         _Previous(
             weight,
             weight.variable.regularizer,
-            weight.attribute and getattr(weight.holder, weight.attribute),
+            weight.attribute and getattr(weight.config_layer, weight.attribute),
         )
         for weight in weights
         if id(weight.variable) not in known
@@ -254,7 +254,7 @@ def _set(weight: Weight, rule: Any) -> bool:
     # for its own purpose and never compares them.
     weight.variable.regularizer = rule
     if weight.attribute is not None:
-        setattr(weight.holder, weight.attribute, rule)
+        setattr(weight.config_layer, weight.attribute, rule)
     return True
 
 
@@ -272,7 +272,7 @@ def resolved(model: keras.Model, counts: Mapping[str, Any]) -> list[tuple[Weight
     """
     weights = penalized_weights(model)
     by_layer = count_by_layer(weights)
-    fans = _fans_by_config(weights)
+    fan_ins = _fan_ins_by_config(weights)
     model_weights = sum(elements(w.variable.shape) for w in weights)
     return [
         (
@@ -282,8 +282,8 @@ def resolved(model: keras.Model, counts: Mapping[str, Any]) -> list[tuple[Weight
                     **counts,
                     **_optimizer_counts(model, weight, counts.get("batch_size")),
                     "model_weights": model_weights,
-                    "layer_weights": by_layer[id(weight.holder)],
-                    "fan_in": fans[id(weight.holder), weight.attribute],
+                    "layer_weights": by_layer[id(weight.config_layer)],
+                    "fan_in": fan_ins[id(weight.config_layer), weight.attribute],
                 }
             )
             if isinstance(rule := weight.variable.regularizer, Rule)
@@ -293,21 +293,22 @@ def resolved(model: keras.Model, counts: Mapping[str, Any]) -> list[tuple[Weight
     ]
 
 
-def _fans_by_config(weights: Iterable[Weight]) -> dict[tuple[int, str | None], Any]:
+def _fan_ins_by_config(weights: Iterable[Weight]) -> dict[tuple[int, str | None], Any]:
     """The fan-ins that one config entry stands for, as the rules save them."""
     found: dict[tuple[int, str | None], dict[Shape, float]] = {}
     for weight in weights:
         shape = tuple(int(d) for d in weight.variable.shape)
         inputs = fan_in(weight.layer, weight.variable)
-        group = found.setdefault((id(weight.holder), weight.attribute), {})
+        group = found.setdefault((id(weight.config_layer), weight.attribute), {})
         if group.setdefault(shape, inputs) != inputs and _uses_fan_in(weight):
             raise ValueError(
-                f"Two weights of {weight.holder.name!r} have the shape {shape}; one "
-                f"sums {group[shape]:g} inputs, {weight.variable.path!r} {inputs:g}. "
+                f"Two weights of {weight.config_layer.name!r} have the shape {shape}; "
+                f"one sums {group[shape]:g} inputs, {weight.variable.path!r} "
+                f"{inputs:g}. "
                 "The layer's config holds one rule for both, which cannot say so: "
                 "pass fan_in to the rule, or choose the weights with where=..."
             )
-    return {key: format_fans(group) for key, group in found.items()}
+    return {key: format_fan_ins(group) for key, group in found.items()}
 
 
 def _uses_fan_in(weight: Weight) -> bool:

@@ -29,15 +29,15 @@ from keras_scaled_l2.fitting import (
     plain_optimizer,
     updates,
 )
+from keras_scaled_l2.gradient_norms import (
+    GradientMeasurement,
+    StepRecord,
+    measure_gradients,
+    remove_stale_measurement,
+)
 from keras_scaled_l2.learning import Learning, finish_learning, is_learning, learns
 from keras_scaled_l2.means import NAMES
 from keras_scaled_l2.parts import penalty_of
-from keras_scaled_l2.probe import (
-    GradientProbe,
-    StepRecord,
-    probe_gradients,
-    remove_stale_probe,
-)
 from keras_scaled_l2.run_table import METRICS, hyperparameters
 from keras_scaled_l2.scalars import (
     EVIDENCE_LAYOUT,
@@ -241,7 +241,7 @@ class CostMonitor(keras.callbacks.Callback):
             None if max_weights is None else positive_count("max_weights", max_weights)
         )
         self._files: EventFiles | None = None
-        self._probe: GradientProbe | None = None
+        self._measurement: GradientMeasurement | None = None
         self._start_penalty: float | None = None
         self._warned = False
         # Batches before this epoch, batches of this epoch, batches in one call.
@@ -259,7 +259,7 @@ class CostMonitor(keras.callbacks.Callback):
         if self.log_dir is not None:
             self._files = EventFiles(self.log_dir, "train")
         # Keras gives all callbacks of a fit the same params.
-        remove_stale_probe(self.model, self.params)
+        remove_stale_measurement(self.model, self.params)
         build_from_running_fit(self.model)
         if not is_split(self.model):
             split_cost(self.model).temporary = True
@@ -277,8 +277,8 @@ class CostMonitor(keras.callbacks.Callback):
         self._before = applied_steps(model)
         self._batch, self._stride = 0, model.steps_per_execution
         if self.gradients:
-            self._probe = probe_gradients(model, self.params)
-            self._probe.watch(self._due, self._measured)
+            self._measurement = measure_gradients(model, self.params)
+            self._measurement.watch(self._due, self._measured)
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Writes the epoch's costs, and flushes: there may be no end of training."""
@@ -308,9 +308,9 @@ class CostMonitor(keras.callbacks.Callback):
     def on_train_end(self, logs: Logs | None = None) -> None:
         """Closes the files and leaves the model as it was found."""
         self._close_files()
-        if self._probe is not None:
-            self._probe.remove()
-            self._probe = None
+        if self._measurement is not None:
+            self._measurement.remove()
+            self._measurement = None
         # Also one that a broken training left.
         remove_temporary_split(self.model)
 

@@ -91,7 +91,7 @@ class CostSplit:
         """Whether a training step has been traced or run."""
         self.repeated = False
         """Whether one has called ``compute_loss`` more than once."""
-        self.probe: Any = None
+        self.measurement: Any = None
         """The measurement of gradients that shares its steps, if there is one."""
         self.model = model
         """The model that it belongs to."""
@@ -146,8 +146,8 @@ class CostSplit:
 
     def remove(self) -> None:
         """Leaves the model as it was found."""
-        if self.probe is not None:
-            self.probe.remove()
+        if self.measurement is not None:
+            self.measurement.remove()
         self._handle.remove()
 
     def _give_back(self) -> None:
@@ -174,10 +174,10 @@ class CostSplit:
             cached[self.logged] = self
 
     def _forget(self) -> None:
-        """Lets go of what was compiled, and of what was learnt from compiling it."""
+        """Lets go of what was compiled, and of what was learned from compiling it."""
         self._made = {"train": None, "test": None}
         self.seen = self.evaluated = self.repeated = self.begun = False
-        self.probe = None
+        self.measurement = None
 
     def _maker(self, kind: str) -> Callable[..., None]:
         """What covers Keras's ``make_..._function``."""

@@ -33,11 +33,11 @@ class Weight(NamedTuple):
     layer: keras.Layer
     """The layer that owns the variable."""
     variable: keras.Variable
-    holder: keras.Layer
+    config_layer: keras.Layer
     """The layer whose config names the regularizer: the owner, or the attention
     layer that made the owner."""
     attribute: str | None
-    """The holder's attribute that ``get_config`` saves; None if there is none."""
+    """Its attribute that ``get_config`` saves; None if there is none."""
 
 
 def walk(model: keras.Layer) -> Iterator[Weight]:
@@ -72,14 +72,14 @@ def penalized_weights(model: keras.Layer) -> list[Weight]:
 
 
 def count_by_layer(weights: Iterable[Weight]) -> dict[int, int]:
-    """Elements of the weights given, summed by holder; keys are ``id(holder)``.
+    """Elements of the weights given, summed by ``config_layer``; keys are its ``id``.
 
-    The holder, not the owner: the four kernels of an attention layer are one layer
+    Not by the owner: the four kernels of an attention layer are one layer
     to who wrote it, and one regularizer in its config.
     """
     totals: dict[int, int] = {}
     for weight in weights:
-        key = id(weight.holder)
+        key = id(weight.config_layer)
         totals[key] = totals.get(key, 0) + elements(weight.variable.shape)
     return totals
 

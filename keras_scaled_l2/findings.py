@@ -1,4 +1,4 @@
-"""What stands out in a cost report, in plain words with the numbers behind it."""
+"""What stands out in a cost report, in plain words with their numbers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def find(
     yield from _inert(model, weights, updates)
     yield from _dominant(cost, gradient_ratio)
     yield from _double_decay(model, weights)
-    yield from _behind_batch_norm(model, weights)
+    yield from _before_batch_norm(model, weights)
 
 
 def _nothing_penalized(model: keras.Model) -> Finding:
@@ -91,8 +91,8 @@ def _dominant(cost: dict[str, float], ratio: float | None) -> Iterator[Finding]:
     if ratio is not None and ratio >= 1:
         yield Finding(
             "dominant_gradient",
-            "The penalty pulls harder on the weights than the data do: its gradient "
-            f"is {ratio:.2g} times the data gradient. The first steps shrink the "
+            "The penalty's gradient is larger than that of the data: "
+            f"{ratio:.2g} times the data gradient. The first steps shrink the "
             "weights rather than fit the data; lower the strength unless that is "
             "meant.",
         )
@@ -192,21 +192,21 @@ def _double_decay(
         )
 
 
-def _behind_batch_norm(
+def _before_batch_norm(
     model: keras.Model, weights: Sequence[WeightReport]
 ) -> Iterator[Finding]:
     penalized = {w.path for w in weights}
-    behind = [
+    followed = [
         weight.variable.path
         for weight in walk(model)
         if weight.variable.path in penalized
         and len(weight.variable.shape) > 1
         and _feeds_only_batch_norm(weight.layer)
     ]
-    if behind:
+    if followed:
         yield Finding(
-            "behind_batch_norm",
-            f"{_tensors(behind)} {_verb(behind, 'feeds', 'feed')} a "
+            "before_batch_norm",
+            f"{_tensors(followed)} {_verb(followed, 'feeds', 'feed')} a "
             "BatchNormalization, which undoes any scale: there the penalty does not "
             "limit the function, it only sets the effective learning rate (van "
             "Laarhoven 2017).",

@@ -119,7 +119,7 @@ class _Group:
         for weight in self.weights:
             weight.variable.regularizer.rule = self.rule
             if weight.attribute is not None:
-                setattr(weight.holder, weight.attribute, self.rule)
+                setattr(weight.config_layer, weight.attribute, self.rule)
 
 
 class Learning:
@@ -260,7 +260,7 @@ def _grouped(model: keras.Model, unknown: Sequence[str]) -> list[list[Weight]]:
         if weight.variable.path in unknown:
             continue
         entry = weight.attribute or weight.variable.path
-        groups.setdefault((id(weight.holder), entry), []).append(weight)
+        groups.setdefault((id(weight.config_layer), entry), []).append(weight)
     return list(groups.values())
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 import keras
 
 from keras_scaled_l2.counts import elements
-from keras_scaled_l2.fans import fan_in_of_shape, parse_fans
+from keras_scaled_l2.fan_in import fan_in_of_shape, parse_fan_ins
 from keras_scaled_l2.half_life import decoupled_decay
 from keras_scaled_l2.rule import PACKAGE, Rule, check_optional
 from keras_scaled_l2.validation import fraction, non_negative, positive, positive_count
@@ -23,8 +23,8 @@ class ScaledL2(Rule):
 
     Formula: ``c = strength / n**power``, penalty ``c * sum(w**2)``, gradient
     ``2 * c * w``. With ``power=1`` the penalty is ``strength`` times the mean square
-    of the ``n`` weights, so its value does not grow with the model; its pull on
-    each weight weakens as ``1/n``. ``power=0`` is ``keras.regularizers.L2``. A pilot
+    of the ``n`` weights, so its value does not grow with the model; its gradient
+    on each weight falls as ``1/n``. ``power=0`` is ``keras.regularizers.L2``. A pilot
     (docs/theory) found the best plain coefficient to move with a power between 0
     and 0.5 of the count: a full division is rarely what a network wants.
 
@@ -204,7 +204,7 @@ class PriorL2(Rule):
         if self.fan_in is not None:
             object.__setattr__(self, "fan_in", positive("fan_in", self.fan_in))
         if self.inferred_fan_in is not None:
-            parse_fans(self.inferred_fan_in)
+            parse_fan_ins(self.inferred_fan_in)
 
     def coefficient(self, shape: Sequence[int | None]) -> float:
         """``fan_in / (2 * std**2 * samples)``; see ``Rule.coefficient``."""
@@ -213,7 +213,7 @@ class PriorL2(Rule):
         if fan_in is None:
             elements(shape)  # refuses unknown dimensions
             sizes = tuple(int(d) for d in shape if d is not None)
-            known = parse_fans(self.inferred_fan_in or "")
+            known = parse_fan_ins(self.inferred_fan_in or "")
             fan_in = known.get(sizes, fan_in_of_shape(sizes))
         # Divided by std twice: its square may not be a float.
         return self._finite(fan_in / (2.0 * samples) / self.std / self.std)

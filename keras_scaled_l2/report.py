@@ -180,7 +180,7 @@ def cost_report(
                 updates=_updates(model, samples, batch_size, epochs),
             )
         ),
-        elsewhere=_elsewhere(
+        equivalents=_equivalents(
             weights,
             optimizer,
             samples,
@@ -310,7 +310,7 @@ def _overall_ratio(
     return math.sqrt(penalty / data) if data > 0 else None
 
 
-def _elsewhere(
+def _equivalents(
     weights: Sequence[WeightReport],
     optimizer: dict[str, float | str | None],
     samples: int | None,

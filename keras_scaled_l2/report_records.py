@@ -37,7 +37,7 @@ class Finding:
 
     Names: ``nothing_penalized``, ``not_in_loss``, ``weighed``, ``dominant_value``,
     ``dominant_gradient``, ``no_op``, ``inert``, ``double_decay``,
-    ``behind_batch_norm``.
+    ``before_batch_norm``.
     """
 
     name: str
@@ -59,7 +59,7 @@ class CostRecord:
     """Of all penalized weights together."""
     optimizer: dict[str, float | str | None]
     findings: tuple[Finding, ...]
-    elsewhere: dict[str, float]
+    equivalents: dict[str, float]
     """The same penalty in other conventions; empty if the coefficients differ."""
     samples: int | None
     """The number of training examples that was given."""

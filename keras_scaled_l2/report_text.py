@@ -43,7 +43,7 @@ _COLUMNS = (
         "updates after which it has halved so.",
     ),
     _Column(
-        "pull/data",
+        "gradient ratio",
         lambda w: _or_none(w.gradient_ratio, ".2g"),
         "norm of the penalty's gradient over norm of the data gradient; above 1 the "
         "weight shrinks rather than fits the data.",
@@ -54,7 +54,7 @@ _COLUMNS = (
         "elements of the weight that the data determine, by the evidence.",
     ),
 )
-_ELSEWHERE = {
+_EQUIVALENTS = {
     "textbook": "the textbook's lambda / (2 m): lambda",
     "torch": "torch.optim.SGD and Adam: weight_decay",
     "decoupled": "AdamW and Keras's optimizers: weight_decay",
@@ -62,7 +62,7 @@ _ELSEWHERE = {
     "logistic_c": "scikit-learn's LogisticRegression: C",
     "ridge": "scikit-learn's Ridge: alpha",
     "prior_std": "Gaussian prior on each weight: standard deviation",
-    "half_life": "half-life of an undriven weight, in epochs",
+    "half_life": "half-life of a weight without data gradient, in epochs",
 }
 
 
@@ -85,10 +85,10 @@ def as_text(report: CostRecord) -> str:
     if report.findings:
         findings = (f.text for f in report.findings)
         blocks.append("What stands out:\n" + _wrapped(findings, "- "))
-    elsewhere = list(_elsewhere(report))
-    if elsewhere:
-        lines = [f"  {line}" for line in elsewhere[1:]]
-        blocks.append("\n".join([*textwrap.wrap(elsewhere[0], 80), *lines]))
+    equivalents = list(_equivalents(report))
+    if equivalents:
+        lines = [f"  {line}" for line in equivalents[1:]]
+        blocks.append("\n".join([*textwrap.wrap(equivalents[0], 80), *lines]))
     return "\n\n".join(blocks)
 
 
@@ -109,10 +109,10 @@ def as_markdown(report: CostRecord) -> str:
     if report.findings:
         found = "\n".join(f"- **{f.name}**: {f.text}" for f in report.findings)
         blocks.append(f"## What stands out\n\n{found}")
-    elsewhere = list(_elsewhere(report))
-    if elsewhere:
-        lines = [f"- {line}" for line in elsewhere[1:]]
-        blocks.append("\n".join([elsewhere[0], *([""] if lines else []), *lines]))
+    equivalents = list(_equivalents(report))
+    if equivalents:
+        lines = [f"- {line}" for line in equivalents[1:]]
+        blocks.append("\n".join([equivalents[0], *([""] if lines else []), *lines]))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -180,13 +180,13 @@ def _cost(report: CostRecord) -> str:
     return line
 
 
-def _elsewhere(report: CostRecord) -> Iterator[str]:
+def _equivalents(report: CostRecord) -> Iterator[str]:
     """A heading, and the names of the penalty."""
-    if not report.elsewhere:
+    if not report.equivalents:
         if len({w.coefficient for w in report.weights}) > 1:
             yield (
-                "The coefficients differ, so the penalty has no single name elsewhere; "
-                "convert(c, 'keras', ...) tells it for one."
+                "The coefficients differ, so the penalty has no single equivalent in "
+                "other conventions; convert(c, 'keras', ...) tells it for one."
             )
         return
     counts = {"examples to train on": report.samples, "in a batch": report.batch_size}
@@ -200,10 +200,10 @@ def _elsewhere(report: CostRecord) -> Iterator[str]:
         if not number
     ]
     yield (
-        "The same penalty elsewhere"
+        "In other conventions"
         + (f", with {' and '.join(known)}" if known else "")
         + (f" ({' and '.join(lacking)} would tell more)" if lacking else "")
         + ":"
     )
-    for name, value in report.elsewhere.items():
-        yield f"{_ELSEWHERE[name]} = {value:.4g}"
+    for name, value in report.equivalents.items():
+        yield f"{_EQUIVALENTS[name]} = {value:.4g}"

@@ -171,7 +171,7 @@ class Quadratic(keras.Regularizer):
 
 
 def check_optional(rule: Rule, check: Callable[[str, Any], Any], *names: str) -> None:
-    """Check fields that may be None, each with its inferred twin."""
+    """Check fields that may be None, each with its inferred counterpart."""
     for name in names:
         for field in (name, f"inferred_{name}"):
             if getattr(rule, field) is not None:

@@ -29,7 +29,7 @@ def unsaved(model: keras.Model, weights: Iterable[Weight]) -> list[Weight]:
         weight
         for weight in weights
         if weight.attribute is None
-        or not uniform[id(weight.holder), weight.attribute]
+        or not uniform[id(weight.config_layer), weight.attribute]
         or not all(
             _contains(config_of(layer), _serialized(weight.variable.regularizer))
             for layer in custom[id(weight.layer)]
@@ -41,7 +41,7 @@ def _uniform(model: keras.Model) -> dict[tuple[int, str | None], bool]:
     """For each entry of a config whether its trainable weights all carry one rule."""
     rules: dict[tuple[int, str | None], list[Any]] = {}
     for weight in trainable_weights(model):
-        key = id(weight.holder), weight.attribute
+        key = id(weight.config_layer), weight.attribute
         rules.setdefault(key, []).append(weight.variable.regularizer)
     return {key: all(r == found[0] for r in found) for key, found in rules.items()}
 

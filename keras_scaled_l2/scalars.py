@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from keras_scaled_l2.probe import GradientNorms
+from keras_scaled_l2.gradient_norms import GradientNorms
 
 
 def cost_scalars(data: float, penalty: float, start: float) -> dict[str, float]:

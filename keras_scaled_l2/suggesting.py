@@ -17,7 +17,7 @@ from keras_scaled_l2.efolds import (
     is_exact,
     learning_rates,
 )
-from keras_scaled_l2.fans import is_per_unit
+from keras_scaled_l2.fan_in import is_per_unit
 from keras_scaled_l2.fitting import accumulated_steps, plain_optimizer
 from keras_scaled_l2.rule import Rule, effective_coefficient
 from keras_scaled_l2.validation import positive, positive_count
@@ -260,8 +260,8 @@ def _reason(
     if not is_exact(optimizer):
         text += (
             f" Under {name} that is an order of magnitude, not a number: it divides "
-            "the pull by the size of the gradient. Its decoupled weight_decay="
-            f"{weight_decay:.3g} does exactly this."
+            "the penalty's gradient by the RMS of the whole gradient. Its decoupled "
+            f"weight_decay={weight_decay:.3g} does exactly this."
         )
     return text + " Then compare a tenth, three tenths, 3 and 10 times as many e-folds."
 

@@ -114,8 +114,8 @@ _TABLE = {
         needs=("samples", "fan_in"),
     ),
     "half_life": _Convention(
-        "epochs E in which an undriven weight halves under SGD with momentum mu: "
-        "E = ln(2) b (1 - mu) / (2 lr m c)",
+        "epochs E in which a weight without data gradient halves under SGD with "
+        "momentum mu: E = ln(2) b (1 - mu) / (2 lr m c)",
         lambda n: (
             (_LN2 * n["batch_size"] * (1 - n["momentum"]))
             / (2 * n["learning_rate"] * n["samples"])

@@ -36,7 +36,9 @@ def made_run(seed, *, data_loss=0.3, accuracy=0.9, penalty=0.5, epochs=6, **opti
     if accuracy is not None:
         curves["accuracy"] = (1.0 - 0.9 * fall).tolist()
         curves["val_accuracy"] = (accuracy - 0.8 * fall).tolist()
-    pull = {path: penalty * (1 + i) for i, path in enumerate(PATHS)} if penalty else {}
+    penalties = (
+        {path: penalty * (1 + i) for i, path in enumerate(PATHS)} if penalty else {}
+    )
     score = None if accuracy is None else 1.0
     return RunRecord(
         **{
@@ -52,8 +54,8 @@ def made_run(seed, *, data_loss=0.3, accuracy=0.9, penalty=0.5, epochs=6, **opti
             ),
             "coefficients": {path: 0.001 for path in PATHS} if penalty else {},
             "gradient_ratios": {
-                "start": pull,
-                "end": {path: 3 * value for path, value in pull.items()},
+                "start": penalties,
+                "end": {path: 3 * value for path, value in penalties.items()},
             },
             "weight_norms": {"start": 30.0, "end": 20.0 if penalty else 32.0},
             "best_epoch": epochs - 1,

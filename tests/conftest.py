@@ -75,16 +75,16 @@ ONCE = {
 
 
 def pytest_ignore_collect(collection_path) -> bool | None:
-    elsewhere = WANTED != "tensorflow" and collection_path.name in ONCE
-    return True if elsewhere else None
+    left_out = WANTED != "tensorflow" and collection_path.name in ONCE
+    return True if left_out else None
 
 
 def pytest_collection_modifyitems(config, items) -> None:
     """Leaves tests marked ``once`` to the first backend, TensorFlow."""
     if WANTED != "tensorflow":
-        elsewhere = [item for item in items if item.get_closest_marker("once")]
+        left_out = [item for item in items if item.get_closest_marker("once")]
         items[:] = [item for item in items if not item.get_closest_marker("once")]
-        config.hook.pytest_deselected(items=elsewhere)
+        config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_collection_finish(session) -> None:

@@ -261,12 +261,12 @@ def model_of(name, regularizer=None, which=None):
     layer = layer_class(**arguments, name=f"a_{name}")
     inputs = keras.Input(case.input_shape, dtype=case.dtype)
     model = keras.Model(inputs, case.call(layer, inputs))
-    randomise(model)
+    randomize(model)
     return model
 
 
-def randomise(model, seed=7):
-    """Give every trainable weight values that no initializer favours."""
+def randomize(model, seed=7):
+    """Give every trainable weight values that no initializer favors."""
     random = np.random.default_rng(seed)
     for variable in model.trainable_weights:
         variable.assign(random.normal(size=tuple(variable.shape)))

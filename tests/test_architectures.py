@@ -125,14 +125,14 @@ def residual():
 
 def test_operations_between_layers_are_no_obstacle():
     model = residual()
-    twin = with_dropout(model, 0.5)
-    behind = [x.name for x in twin.layers if isinstance(x, L.Dropout)]
-    assert len(behind) == 2
+    variant = with_dropout(model, 0.5)
+    added = [x.name for x in variant.layers if isinstance(x, L.Dropout)]
+    assert len(added) == 2
     data = np.random.default_rng(0).normal(size=(7, 6)).astype("float32")
     np.testing.assert_array_equal(
-        *(keras.ops.convert_to_numpy(m(data, training=False)) for m in (model, twin))
+        *(keras.ops.convert_to_numpy(m(data, training=False)) for m in (model, variant))
     )
-    dropped = keras.ops.convert_to_numpy(twin(data, training=True))
+    dropped = keras.ops.convert_to_numpy(variant(data, training=True))
     assert np.any(dropped != keras.ops.convert_to_numpy(model(data)))
     where = with_dropout(model, 0.5, where=lambda layer: layer.units == 5)
     assert sum(isinstance(x, L.Dropout) for x in where.layers) == 1

@@ -1,4 +1,4 @@
-"""Arms: what a name stands for, and the twin of a network with dropout."""
+"""Arms: what a name stands for, and the variant of a network with dropout."""
 
 import keras
 import numpy as np
@@ -13,13 +13,13 @@ from keras_scaled_l2.experiments.arms import (
     named_arms,
 )
 from keras_scaled_l2.experiments.coefficients import coefficients
-from keras_scaled_l2.experiments.errors import InputError
-from keras_scaled_l2.experiments.twin import (
+from keras_scaled_l2.experiments.dropout_variant import (
     VariableDropout,
     derive,
     matching_weights,
     with_dropout,
 )
+from keras_scaled_l2.experiments.errors import InputError
 
 L = keras.layers
 
@@ -61,7 +61,7 @@ def test_dropout_joins_with_any_penalty_in_any_order():
     assert arms["scaled+dropout"].dropout == 0.2
 
 
-def test_scaled_pulls_the_largest_kernel_as_l2_does():
+def test_scaled_penalizes_the_largest_kernel_as_l2_does():
     model = keras.Sequential([keras.Input((8,)), L.Dense(16), L.Dense(2)])
     (arm,) = named_arms(["scaled"], largest=128)
     found = list(coefficients(model, arm, samples=10, batch_size=2).values())
@@ -260,10 +260,10 @@ def outputs_of_many_kinds():
         (outputs_of_many_kinds, {"inside", "last"}),
     ],
 )
-def test_twin_has_dropout_behind_hidden_non_linearities_only(make, expected):
-    twin = with_dropout(make(), 0.3)
-    assert set(dropouts(twin).values()) == expected
-    for layer in all_layers(twin):
+def test_variant_has_dropout_after_hidden_non_linearities_only(make, expected):
+    variant = with_dropout(make(), 0.3)
+    assert set(dropouts(variant).values()) == expected
+    for layer in all_layers(variant):
         assert not isinstance(layer, L.Dropout) or layer.rate == 0.3
 
 
@@ -298,24 +298,24 @@ def test_each_call_of_a_shared_layer_gets_dropout_of_its_own():
 def test_layer_that_is_hidden_and_output_keeps_its_output_whole():
     x = keras.Input((3,))
     shared = L.Dense(3, activation="relu", name="shared")
-    twin = with_dropout(keras.Model(x, shared(shared(x))), 0.5)
-    assert len(dropouts(twin)) == 1
-    assert twin.output._keras_history.operation.name == "shared"
+    variant = with_dropout(keras.Model(x, shared(shared(x))), 0.5)
+    assert len(dropouts(variant)) == 1
+    assert variant.output._keras_history.operation.name == "shared"
 
 
 ALL = [sequential, residual, nested, nested_at_the_end, outputs_of_many_kinds]
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_twin_has_the_same_weights_and_leaves_the_model_alone(make):
+def test_variant_has_the_same_weights_and_leaves_the_model_alone(make):
     model = make()
     rng = np.random.default_rng(0)
     model.set_weights([rng.random(w.shape).astype("float32") for w in values(model)])
     before = values(model)
     config, names = model.get_config(), [layer.name for layer in model.layers]
-    twin = with_dropout(model, 0.5)
-    pairs = list(matching_weights(model, twin))
-    assert len(pairs) == len(model.weights) == len(twin.weights)
+    variant = with_dropout(model, 0.5)
+    pairs = list(matching_weights(model, variant))
+    assert len(pairs) == len(model.weights) == len(variant.weights)
     for source, target in pairs:
         assert source is not target
         np.testing.assert_array_equal(
@@ -323,13 +323,13 @@ def test_twin_has_the_same_weights_and_leaves_the_model_alone(make):
             keras.ops.convert_to_numpy(target.value),
         )
     x = rng.random((8, *model.input_shape[1:])).astype("float32")
-    for plain, same in zip(outputs(model, x), outputs(twin, x), strict=True):
+    for plain, same in zip(outputs(model, x), outputs(variant, x), strict=True):
         np.testing.assert_array_equal(plain, same)
-    twin.set_weights([w + 1 for w in values(twin)])
+    variant.set_weights([w + 1 for w in values(variant)])
     for old, new in zip(before, values(model), strict=True):
         np.testing.assert_array_equal(old, new)
     assert model.get_config() == config
-    assert type(twin) is type(model)
+    assert type(variant) is type(model)
     assert [layer.name for layer in model.layers] == names
 
 
@@ -339,13 +339,13 @@ def outputs(model, x, training=False):
 
 
 @pytest.mark.parametrize("make", ALL[1:])
-def test_twin_drops_in_training(make):
-    twin = with_dropout(make(), 0.5)
-    for found in outputs(twin, np.ones((64, 4), "float32"), training=True):
+def test_variant_drops_in_training(make):
+    variant = with_dropout(make(), 0.5)
+    for found in outputs(variant, np.ones((64, 4), "float32"), training=True):
         assert len(np.unique(found.round(5), axis=0)) > 1
 
 
-def test_output_of_a_nested_model_is_taken_behind_its_dropout():
+def test_output_of_a_nested_model_is_taken_after_its_dropout():
     model = keras.Sequential([keras.Input((4,)), backbone(), L.Dense(50, name="out")])
     inner = with_dropout(model, 0.5).get_layer("backbone")
     found = outputs(inner, np.ones((64, 4), "float32"), training=True)[0]
@@ -356,14 +356,14 @@ def test_output_of_a_nested_model_is_taken_behind_its_dropout():
     assert np.all((found == 0).any(axis=0) == 1)
 
 
-def test_twin_can_be_saved_and_loaded(tmp_path):
-    twin = with_dropout(nested(), 0.5)
-    twin.save(tmp_path / "twin.keras")
-    again = keras.saving.load_model(tmp_path / "twin.keras")
+def test_variant_can_be_saved_and_loaded(tmp_path):
+    variant = with_dropout(nested(), 0.5)
+    variant.save(tmp_path / "variant.keras")
+    again = keras.saving.load_model(tmp_path / "variant.keras")
     x = np.ones((2, 4), "float32")
-    for a, b in zip(outputs(twin, x), outputs(again, x), strict=True):
+    for a, b in zip(outputs(variant, x), outputs(again, x), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert dropouts(again) == dropouts(twin)
+    assert dropouts(again) == dropouts(variant)
 
 
 def test_seed_sets_the_masks_and_gives_each_dropout_its_own():
@@ -383,17 +383,17 @@ def test_where_chooses_the_layers():
     model = sequential()
     by_layer = with_dropout(model, 0.5, where=[model.get_layer("linear")])
     by_predicate = with_dropout(model, 0.5, where=lambda layer: layer.name == "linear")
-    for twin in (by_layer, by_predicate):
-        assert set(dropouts(twin).values()) == {"linear"}
+    for variant in (by_layer, by_predicate):
+        assert set(dropouts(variant).values()) == {"linear"}
 
 
-def test_where_reaches_into_nested_models_and_behind_them():
+def test_where_reaches_into_nested_models_and_after_them():
     model = nested()
-    twin = with_dropout(model, 0.5, where=[model.get_layer("backbone")])
-    assert set(dropouts(twin).values()) == {"backbone"}
-    assert len(dropouts(twin)) == 2
-    twin = with_dropout(model, 0.5, where=lambda layer: layer.name == "inside")
-    assert set(dropouts(twin).values()) == {"inside"}
+    variant = with_dropout(model, 0.5, where=[model.get_layer("backbone")])
+    assert set(dropouts(variant).values()) == {"backbone"}
+    assert len(dropouts(variant)) == 2
+    variant = with_dropout(model, 0.5, where=lambda layer: layer.name == "inside")
+    assert set(dropouts(variant).values()) == {"inside"}
 
 
 class Subclassed(keras.Model):
@@ -448,21 +448,23 @@ def wrapped():
         (wrapped, {"each", "cell"}),
     ],
 )
-def test_recurrent_and_wrapped_layers_get_dropout_behind_their_output(make, expected):
+def test_recurrent_and_wrapped_layers_get_dropout_after_their_output(make, expected):
     model = make()
-    twin = with_dropout(model, 0.5)
-    assert set(dropouts(twin).values()) == expected
+    variant = with_dropout(model, 0.5)
+    assert set(dropouts(variant).values()) == expected
     data = np.array([[[1, 2], [3, 1], [2, 2], [0, 1], [1, 0]]], "float32")
     data = data[..., 0] if len(model.input_shape) == 2 else data
-    whole, same = (np.array(keras.ops.convert_to_numpy(m(data))) for m in (model, twin))
+    whole, same = (
+        np.array(keras.ops.convert_to_numpy(m(data))) for m in (model, variant)
+    )
     np.testing.assert_array_equal(whole, same)
-    dropped = keras.ops.convert_to_numpy(twin(data, training=True))
+    dropped = keras.ops.convert_to_numpy(variant(data, training=True))
     assert np.any(np.array(dropped) != whole)
 
 
 def test_state_of_a_recurrent_layer_is_never_dropped():
-    twin = with_dropout(recurrent(state=True), 0.5)
-    second = twin.get_layer("second")
+    variant = with_dropout(recurrent(state=True), 0.5)
+    second = variant.get_layer("second")
     histories = [t._keras_history for t in second._inbound_nodes[0].input_tensors]
     sources = [(h.operation.name, h.tensor_index) for h in histories]
     assert sources == [("first_dropout", 0), ("first", 1)]
@@ -491,16 +493,16 @@ def class_of(name, sign):
     ],
 )
 @pytest.mark.parametrize("kind", [L.Dropout, VariableDropout])
-def test_twin_is_made_of_the_same_classes_whatever_they_are_called(layers, kind):
+def test_variant_is_made_of_the_same_classes_whatever_they_are_called(layers, kind):
 
     model = keras.Sequential([keras.Input((6,)), *layers, L.Dense(1)])
-    twin = derive(model, 0.5, dropout=kind)
+    variant = derive(model, 0.5, dropout=kind)
     for layer in model.layers:
-        assert type(twin.get_layer(layer.name)) is type(layer)
-    assert sum(isinstance(layer, kind) for layer in twin.layers) >= 2
+        assert type(variant.get_layer(layer.name)) is type(layer)
+    assert sum(isinstance(layer, kind) for layer in variant.layers) >= 2
     x = np.random.default_rng(0).normal(size=(3, 6)).astype("float32")
     np.testing.assert_array_equal(
-        *(keras.ops.convert_to_numpy(m(x, training=False)) for m in (model, twin))
+        *(keras.ops.convert_to_numpy(m(x, training=False)) for m in (model, variant))
     )
 
 

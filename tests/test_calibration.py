@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_scaled_l2.experiments.dropout_variant import VariableDropout
 from keras_scaled_l2.experiments.results.calibration import BINS, calibration_error
-from keras_scaled_l2.experiments.twin import VariableDropout
 
 # Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
 pytestmark = pytest.mark.filterwarnings(

@@ -160,8 +160,10 @@ def test_norms_of_an_epochs_first_step_are_those_of_float64():
         norm = np.linalg.norm
         assert found["weight"][name] == [pytest.approx(norm(w), rel=1e-5)]
         assert found["data_gradient"][name] == [pytest.approx(norm(g), rel=1e-5)]
-        pull = 2 * c[name] * norm(w)
-        assert found["penalty_gradient"][name] == [pytest.approx(pull, rel=1e-5)]
+        penalty_gradient = 2 * c[name] * norm(w)
+        assert found["penalty_gradient"][name] == [
+            pytest.approx(penalty_gradient, rel=1e-5)
+        ]
 
 
 def test_start_measures_the_training_set_and_its_gradients():

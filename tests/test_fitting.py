@@ -13,7 +13,7 @@ from keras_scaled_l2 import ApplyL2, SampleL2, ScaledL2, attach, bind, penalized
 from keras_scaled_l2.fitting import data_of_running_fit, rebuild_steps
 
 
-class Probe(keras.callbacks.Callback):
+class Counter(keras.callbacks.Callback):
     """Asks what the running ``fit`` knows, and stops before any step is compiled."""
 
     class Found(Exception):
@@ -25,8 +25,10 @@ class Probe(keras.callbacks.Callback):
 
 def counted(model, *arguments, **options):
     """(samples, batch_size) that a callback finds in this call of ``fit``."""
-    with pytest.raises(Probe.Found) as caught:
-        model.fit(*arguments, verbose=0, callbacks=[Probe()], shuffle=False, **options)
+    with pytest.raises(Counter.Found) as caught:
+        model.fit(
+            *arguments, verbose=0, callbacks=[Counter()], shuffle=False, **options
+        )
     return caught.value.args[0]
 
 
@@ -119,12 +121,12 @@ def test_samples_outside_of_fit_are_unknown():
 def test_samples_are_those_of_the_models_own_fit():
     inner = linear()
 
-    class Outer(Probe):
+    class Outer(Counter):
         def on_train_begin(self, logs=None):
             found = counted(inner, *data(6), batch_size=2)
             raise self.Found((found, data_of_running_fit(inner)[:2]))
 
-    with pytest.raises(Probe.Found) as caught:
+    with pytest.raises(Counter.Found) as caught:
         linear().fit(*data(10), batch_size=4, verbose=0, callbacks=[Outer()])
     assert caught.value.args[0] == ((6, 2), (None, None))
 

@@ -18,7 +18,7 @@ STEPS = SAMPLES // BATCH
 EPOCHS = 4
 
 
-def undriven(optimizer, rule=None, **compile_arguments):
+def without_data_gradient(optimizer, rule=None, **compile_arguments):
     """A weight of 1 whose input is always 0: the data cost does not depend on it."""
     model = keras.Sequential(
         [
@@ -71,14 +71,14 @@ MOMENTA = {
 
 @pytest.mark.parametrize("kind", MOMENTA)
 @pytest.mark.parametrize("by", ["bind", "attach"])
-def test_undriven_weight_halves_in_the_epochs_of_the_rule(kind, by):
+def test_weight_without_data_gradient_halves_in_the_epochs_of_the_rule(kind, by):
     momentum = MOMENTA[kind]
     optimizer = optimizers.SGD(0.05, **momentum)
     if by == "attach":
-        model = undriven(optimizer)
+        model = without_data_gradient(optimizer)
         attach(model, HalfLifeL2(EPOCHS))
     else:
-        model = undriven(optimizer, HalfLifeL2(EPOCHS))
+        model = without_data_gradient(optimizer, HalfLifeL2(EPOCHS))
     bind(model, SAMPLES, BATCH)
     c = formula(EPOCHS, learning_rate=0.05, momentum=momentum.get("momentum", 0))
     assert losses(model) == pytest.approx([c], rel=1e-6)
@@ -91,26 +91,28 @@ def test_undriven_weight_halves_in_the_epochs_of_the_rule(kind, by):
     assert train(model) == pytest.approx(w / 2, rel=close)
 
 
-def test_undriven_weight_halves_under_a_loss_scale():
+def test_weight_without_data_gradient_halves_under_a_loss_scale():
     optimizer = optimizers.LossScaleOptimizer(optimizers.SGD(0.05, momentum=0.5))
-    model = undriven(optimizer, HalfLifeL2(EPOCHS))
+    model = without_data_gradient(optimizer, HalfLifeL2(EPOCHS))
     bind(model, SAMPLES, BATCH)
     assert train(model) == pytest.approx(0.5, rel=0.02)
 
 
 if keras.config.backend() != "torch":  # Keras refuses it there
 
-    def test_undriven_weight_halves_with_several_steps_in_one_execution():
+    def test_weight_without_data_gradient_halves_with_several_steps_in_one_execution():
         optimizer = optimizers.SGD(0.05, momentum=0.5)
-        model = undriven(optimizer, HalfLifeL2(EPOCHS), steps_per_execution=10)
+        model = without_data_gradient(
+            optimizer, HalfLifeL2(EPOCHS), steps_per_execution=10
+        )
         bind(model, SAMPLES, BATCH)
         assert train(model) == pytest.approx(0.5, rel=0.02)
 
 
 @pytest.mark.parametrize("steps", [2, 5])
-def test_undriven_weight_halves_with_accumulated_gradients(steps):
+def test_weight_without_data_gradient_halves_with_accumulated_gradients(steps):
     optimizer = optimizers.SGD(0.05, gradient_accumulation_steps=steps)
-    model = undriven(optimizer, HalfLifeL2(EPOCHS))
+    model = without_data_gradient(optimizer, HalfLifeL2(EPOCHS))
     bind(model, SAMPLES, BATCH)
     c = formula(EPOCHS, learning_rate=0.05, batch=BATCH * steps)
     assert losses(model) == pytest.approx([c], rel=1e-6)
@@ -119,14 +121,14 @@ def test_undriven_weight_halves_with_accumulated_gradients(steps):
 
 def test_batch_size_that_the_user_gave_means_examples_per_update():
     optimizer = optimizers.SGD(0.05, gradient_accumulation_steps=2)
-    model = undriven(optimizer, HalfLifeL2(EPOCHS, batch_size=BATCH * 2))
+    model = without_data_gradient(optimizer, HalfLifeL2(EPOCHS, batch_size=BATCH * 2))
     bind(model, SAMPLES)
     assert train(model) == pytest.approx(0.5, rel=0.02)
 
 
 def test_last_partial_batch_is_an_update_like_the_others():
     # 200 / 24 is 8.3 steps by the formula, 9 in truth.
-    model = undriven(optimizers.SGD(0.05), HalfLifeL2(EPOCHS))
+    model = without_data_gradient(optimizers.SGD(0.05), HalfLifeL2(EPOCHS))
     bind(model, SAMPLES, 24)
     w = train(model, batch_size=24)
     assert w == pytest.approx(0.5 ** (9 / (SAMPLES / 24)), rel=0.02)
@@ -142,7 +144,7 @@ def rates(schedule, steps=STEPS * EPOCHS):
 
 def test_schedule_is_read_at_the_moment_of_binding_and_decays_with_its_sum():
     schedule = cosine()
-    model = undriven(optimizers.SGD(schedule), HalfLifeL2(EPOCHS))
+    model = without_data_gradient(optimizers.SGD(schedule), HalfLifeL2(EPOCHS))
     bind(model, SAMPLES, BATCH)
     c = formula(EPOCHS, learning_rate=0.05)
     assert losses(model) == pytest.approx([c], rel=1e-6)
@@ -154,7 +156,7 @@ def test_schedule_is_read_at_the_moment_of_binding_and_decays_with_its_sum():
 
 def test_schedule_bound_again_later_is_read_at_that_moment():
     schedule = optimizers.schedules.PiecewiseConstantDecay([STEPS - 1], [0.05, 0.01])
-    model = undriven(optimizers.SGD(schedule), HalfLifeL2(EPOCHS))
+    model = without_data_gradient(optimizers.SGD(schedule), HalfLifeL2(EPOCHS))
     bind(model, SAMPLES, BATCH)
     w = train(model, epochs=1)
     bind(model, SAMPLES, BATCH)
@@ -165,7 +167,7 @@ def test_mean_rate_of_a_schedule_fixes_the_decay_of_the_whole_run():
     schedule = cosine()
     mean = float(np.mean(rates(schedule)))
     rule = HalfLifeL2(EPOCHS, learning_rate=mean)
-    model = undriven(optimizers.SGD(schedule), rule)
+    model = without_data_gradient(optimizers.SGD(schedule), rule)
     bind(model, SAMPLES, BATCH)
     assert train(model) == pytest.approx(0.5, rel=0.005)
 
@@ -186,7 +188,7 @@ MAKES_WEIGHTS_ANEW = {"Ftrl", "ScheduleFreeAdamW"}
 
 
 def refusal(optimizer, rule):
-    model = undriven(optimizer, rule)
+    model = without_data_gradient(optimizer, rule)
     with pytest.raises(ValueError) as caught:
         bind(model, SAMPLES, BATCH)
     return str(caught.value)
@@ -215,7 +217,7 @@ def test_adaptive_optimizer_is_refused_with_a_decay_that_halves_in_these_epochs(
     assert decaying.weight_decay == pytest.approx(
         math.log(2) / (0.05 * STEPS * EPOCHS), rel=1e-2
     )
-    assert train(undriven(decaying)) == pytest.approx(0.5, rel=0.02)
+    assert train(without_data_gradient(decaying)) == pytest.approx(0.5, rel=0.02)
 
 
 @pytest.mark.parametrize("name", sorted(MAKES_WEIGHTS_ANEW.intersection(ADAPTIVE)))
@@ -223,7 +225,7 @@ def test_optimizer_that_is_not_advised_has_no_half_life_by_decay(name):
     # If this fails, Keras mended it, and it can be advised.
     decay = math.log(2) / (0.05 * STEPS * EPOCHS)
     optimizer = getattr(optimizers, name)(learning_rate=0.05, weight_decay=decay)
-    assert train(undriven(optimizer)) != pytest.approx(0.5, rel=0.1)
+    assert train(without_data_gradient(optimizer)) != pytest.approx(0.5, rel=0.1)
 
 
 def test_advice_is_for_the_examples_of_an_update():
@@ -233,7 +235,7 @@ def test_advice_is_for_the_examples_of_an_update():
     again = optimizers.AdamW(
         0.05, weight_decay=decaying.weight_decay, gradient_accumulation_steps=2
     )
-    assert train(undriven(again)) == pytest.approx(0.5, rel=0.02)
+    assert train(without_data_gradient(again)) == pytest.approx(0.5, rel=0.02)
 
 
 def test_adaptive_optimizer_under_a_loss_scale_is_refused_too():
@@ -243,7 +245,7 @@ def test_adaptive_optimizer_under_a_loss_scale_is_refused_too():
 
 
 def test_adaptive_optimizer_is_refused_with_the_formula_where_counts_are_missing():
-    model = undriven(optimizers.Adam(0.05), HalfLifeL2(EPOCHS))
+    model = without_data_gradient(optimizers.Adam(0.05), HalfLifeL2(EPOCHS))
     with pytest.raises(ValueError, match=r"weight_decay=ln 2 \* batch_size / \("):
         bind(model)
 
@@ -251,7 +253,7 @@ def test_adaptive_optimizer_is_refused_with_the_formula_where_counts_are_missing
 def test_penalty_under_adam_has_no_half_life():
     # Why it is refused: the same coefficient decays a hundred times as fast.
     c = formula(EPOCHS, learning_rate=0.05)
-    model = undriven(optimizers.Adam(0.05), keras.regularizers.L2(c))
+    model = without_data_gradient(optimizers.Adam(0.05), keras.regularizers.L2(c))
     assert abs(train(model, epochs=1)) < 0.1
 
 
@@ -264,7 +266,7 @@ def the_rule(model):
 
 
 def test_rule_is_inferred_anew_for_another_optimizer():
-    model = undriven(optimizers.SGD(0.05), HalfLifeL2(EPOCHS))
+    model = without_data_gradient(optimizers.SGD(0.05), HalfLifeL2(EPOCHS))
     bind(model, SAMPLES, BATCH)
     model.compile(optimizers.SGD(0.02, momentum=0.5), "mse")
     bind(model, SAMPLES, BATCH)
@@ -274,7 +276,7 @@ def test_rule_is_inferred_anew_for_another_optimizer():
 
 
 def test_rule_is_inferred_anew_for_another_data_set():
-    model = undriven(optimizers.SGD(0.05), HalfLifeL2(EPOCHS))
+    model = without_data_gradient(optimizers.SGD(0.05), HalfLifeL2(EPOCHS))
     bind(model, SAMPLES, BATCH)
     w = train(model)
     bind(model, SAMPLES // 2, 2)
@@ -285,7 +287,7 @@ def test_rule_is_inferred_anew_for_another_data_set():
 
 
 def test_rule_is_inferred_anew_for_another_learning_rate():
-    model = undriven(optimizers.SGD(0.05), HalfLifeL2(EPOCHS))
+    model = without_data_gradient(optimizers.SGD(0.05), HalfLifeL2(EPOCHS))
     bind(model, SAMPLES, BATCH)
     model.optimizer.learning_rate = 0.01
     bind(model, SAMPLES, BATCH)
@@ -298,7 +300,7 @@ GIVEN = {"samples": 7, "batch_size": 3, "learning_rate": 0.3, "momentum": 0.25}
 @pytest.mark.parametrize("name", GIVEN)
 def test_value_that_the_user_gave_is_never_overwritten(name):
     rule = HalfLifeL2(EPOCHS, **{name: GIVEN[name]})
-    model = undriven(optimizers.SGD(0.05, momentum=0.5), rule)
+    model = without_data_gradient(optimizers.SGD(0.05, momentum=0.5), rule)
     bind(model, SAMPLES, BATCH)
     bound = the_rule(model)
     assert getattr(bound, name) == GIVEN[name]
@@ -316,7 +318,7 @@ def test_value_that_the_user_gave_is_never_overwritten(name):
 
 
 def test_all_values_given_need_no_binding():
-    model = undriven(optimizers.Adam(), HalfLifeL2(EPOCHS, **GIVEN))
+    model = without_data_gradient(optimizers.Adam(), HalfLifeL2(EPOCHS, **GIVEN))
     [penalty] = losses(model)
     assert penalty == pytest.approx(math.log(2) * 3 * 0.75 / (2 * 0.3 * EPOCHS * 7))
 
@@ -329,7 +331,7 @@ if hasattr(optimizers, "MultiOptimizer"):
         chosen = {f"{name}/.*": optimizer for name, optimizer in by_layer.items()}
         return MultiOptimizer(OptimizerMap(optimizers.Adam(0.5), chosen))
 
-    def two_undriven(optimizer):
+    def two_without_data_gradient(optimizer):
         """Two weights of 1 beside each other, whose input is always 0."""
         inputs = keras.Input((1,))
         units = [
@@ -343,7 +345,7 @@ if hasattr(optimizers, "MultiOptimizer"):
         return model
 
     def test_each_weight_is_bound_to_the_optimizer_that_updates_it():
-        model = two_undriven(
+        model = two_without_data_gradient(
             several(one=optimizers.SGD(0.05), two=optimizers.SGD(0.02, momentum=0.5))
         )
         attach(model, HalfLifeL2(EPOCHS))
@@ -356,7 +358,7 @@ if hasattr(optimizers, "MultiOptimizer"):
         assert found["two/kernel"] == pytest.approx((0.02, 0.5))
 
     def test_weight_that_an_adaptive_optimizer_updates_is_refused_beside_sgd():
-        model = two_undriven(several(one=optimizers.SGD(0.05)))
+        model = two_without_data_gradient(several(one=optimizers.SGD(0.05)))
         attach(model, HalfLifeL2(EPOCHS), where=[model.get_layer("one")])
         bind(model, SAMPLES, BATCH)
         attach(model, HalfLifeL2(EPOCHS))

@@ -12,7 +12,7 @@ from discovery import (
     expected_coefficients,
     model_of,
     name_in_case,
-    randomise,
+    randomize,
     telling_rule,
     values,
 )
@@ -160,7 +160,7 @@ NOTHING = np.zeros((1, 1), "float32")
 @every_rule
 @pytest.mark.filterwarnings("ignore:The penalty of .* a saved file")
 def test_layers_of_a_fitted_model_follow_the_rule_in_the_next_fit(rule, fitted_zoo):
-    randomise(fitted_zoo)
+    randomize(fitted_zoo)
     before = values(fitted_zoo.trainable_weights)
     attach(fitted_zoo, rule, where=everything)
     expected = expected_coefficients(rule, fitted_zoo.trainable_weights)

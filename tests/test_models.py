@@ -13,7 +13,7 @@ from models import compiled, losses
 from reference import penalty
 
 from keras_scaled_l2 import PriorL2, SampleL2, ScaledL2, attach, bind, detach, penalized
-from keras_scaled_l2.fans import fan_in
+from keras_scaled_l2.fan_in import fan_in
 
 KERNELS = {
     "kernel",
@@ -671,8 +671,8 @@ def test_fan_in_from_the_layer_is_kept_by_a_file(tmp_path):
     attach(model, PriorL2(1.0, samples=10))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    fans = [by_prior(loaded, v) for _, v, _ in penalized(loaded)]
-    assert fans == pytest.approx([2 * 2 * 1, 2 * 2, 2 * 2, 4, 1 * 1 * 3], rel=1e-12)
+    fan_ins = [by_prior(loaded, v) for _, v, _ in penalized(loaded)]
+    assert fan_ins == pytest.approx([2 * 2 * 1, 2 * 2, 2 * 2, 4, 1 * 1 * 3], rel=1e-12)
 
 
 # -------------------------------------------------------------- published networks

@@ -9,7 +9,7 @@ import pytest
 from event_files import scalars
 from models import compiled, data, hidden
 from second_pass import gradients
-from test_probe import BACKEND, GRADIENT, QUICK, RATE, fit, linear, steps
+from test_gradient_norms import BACKEND, GRADIENT, QUICK, RATE, fit, linear, steps
 
 from keras_scaled_l2 import ApplyL2, CostMonitor, SampleL2, ScaledL2
 from keras_scaled_l2.tensorboard import EventFile
@@ -24,9 +24,9 @@ def model_and_data(learning_rate=0.05):
 
 def data_norm(model, x, y):
     """The norm of the data gradient on the first batch, by a second backward pass."""
-    twin = linear()
-    twin.set_weights(model.get_weights())
-    norms = [np.linalg.norm(g) for g in gradients(twin, x[:4], y[:4])]
+    unpenalized = linear()
+    unpenalized.set_weights(model.get_weights())
+    norms = [np.linalg.norm(g) for g in gradients(unpenalized, x[:4], y[:4])]
     return np.linalg.norm(norms)
 
 
@@ -340,8 +340,8 @@ def test_directory_that_cannot_be_made_fails_before_training(gradients, tmp_path
 def test_linear_unit_is_measured_after_a_plain_first_step(tmp_path):
     x, y = data(12)
     model = linear(ScaledL2(C), learning_rate=0.0)
-    twin = linear()
-    expected = [np.linalg.norm(g) for g in gradients(twin, x[4:8], y[4:8])]
+    unpenalized = linear()
+    expected = [np.linalg.norm(g) for g in gradients(unpenalized, x[4:8], y[4:8])]
     fit(model, x, y, epochs=1)
     # Step 3 is the first of this fit, and 4 the first that is due.
     fit(model, x, y, CostMonitor(tmp_path, 4), epochs=1)

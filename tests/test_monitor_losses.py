@@ -9,7 +9,7 @@ from keras import layers, ops
 from models import data
 from reference import penalty as reference
 from second_pass import gradients
-from test_probe import BACKEND, QUICK, PastComputeLoss, fit
+from test_gradient_norms import BACKEND, QUICK, PastComputeLoss, fit
 
 from keras_scaled_l2 import ApplyL2, CostMonitor, cost_report
 
@@ -150,10 +150,10 @@ def test_penalty_counts_with_its_weight_in_the_loss(kind, weights, tmp_path):
         )
         assert penalty == pytest.approx(expected, rel=1e-5, abs=1e-9)
         assert cost + penalty == pytest.approx(loss, rel=1e-6)
-    # The gradients: the data's by a second pass through a twin without penalties.
-    twin = of_kind(Dropped, penalty=None)
-    twin.set_weights([w for w in model.get_weights() if w.ndim])
-    norms = [np.linalg.norm(g) for g in gradients(twin, X, Y)]
+    # The gradients: the data's by a second pass through a model without.
+    unpenalized = of_kind(Dropped, penalty=None)
+    unpenalized.set_weights([w for w in model.get_weights() if w.ndim])
+    norms = [np.linalg.norm(g) for g in gradients(unpenalized, X, Y)]
     found = scalars(tmp_path)
     for variable, norm, weight, square in zip(
         kernels(model),

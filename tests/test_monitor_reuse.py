@@ -15,8 +15,8 @@ from keras import layers
 from models import compiled, data, linear
 from reference import penalty
 from test_costs import assert_split, state
+from test_gradient_norms import BACKEND, BATCH, GRADIENT, QUICK, fit
 from test_monitor_company import BreakAt, Broken
-from test_probe import BACKEND, BATCH, GRADIENT, QUICK, fit
 
 from keras_scaled_l2 import (
     ApplyL2,

@@ -1,7 +1,7 @@
 """CostMonitor in every situation of training: right, and without a trace.
 
 Each situation is trained with the monitor and without it; its gradient norms are
-compared with a second backward pass through a twin that has no penalty at all.
+compared with a second backward pass through a model that has no penalty at all.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from second_pass import gradients
 from situations import BACKEND, SITUATIONS, C, X, Y, network
 
 from keras_scaled_l2 import CostMonitor
-from keras_scaled_l2.probe import probe_gradients
+from keras_scaled_l2.gradient_norms import measure_gradients
 
 EPOCHS = 2
 
@@ -62,7 +62,7 @@ class Snapshots(keras.callbacks.Callback):
         scale = getattr(self.model.optimizer, "dynamic_scale", None)
         self.scales.append(None if scale is None else float(scale))
         self.due = True
-        probe_gradients(self.model, self.params).watch(self.is_due, self.keep)
+        measure_gradients(self.model, self.params).watch(self.is_due, self.keep)
 
     def is_due(self):
         return self.due
@@ -107,18 +107,18 @@ def trained(request, tmp_path_factory):
 def expected_norms(trained, epoch):
     """Path -> (data gradient, penalty gradient, weight), in float64."""
     situation = trained.situation
-    twin = situation.build(penalty=None)
-    twin.set_weights(trained.snapshots.weights[epoch])
+    unpenalized = situation.build(penalty=None)
+    unpenalized.set_weights(trained.snapshots.weights[epoch])
     if situation.step:
         stepped = dataclasses.replace(situation, step=0).build(keras.regularizers.L2(C))
         stepped.steps_per_execution = 1
         stepped.set_weights(trained.snapshots.weights[epoch])
         for step in range(situation.step):
             stepped.train_on_batch(*dataclasses.replace(situation, step=step).batch())
-        twin.set_weights(stepped.get_weights())
+        unpenalized.set_weights(stepped.get_weights())
     scale = trained.snapshots.scales[epoch] or situation.scale
-    of_data = gradients(twin, *situation.batch(), scale=scale)
-    values = [np.asarray(w.numpy(), "float64") for w in twin.trainable_weights]
+    of_data = gradients(unpenalized, *situation.batch(), scale=scale)
+    values = [np.asarray(w.numpy(), "float64") for w in unpenalized.trainable_weights]
     return {
         variable.path: (
             np.linalg.norm(gradient),

@@ -50,7 +50,7 @@ def functional(last=L.Dense):
     return keras.Model(inputs, last(1)(x))
 
 
-def twins():
+def siblings():
     """Two models whose layers bear the same names, one inside the other."""
     inner = keras.Sequential([keras.Input((24,)), L.Dense(3, name="same")])
     x = keras.Input((6, 4, 1))
@@ -79,7 +79,7 @@ MODELS = {
         own("Bare", L.Layer, build=unnamed, call=lambda self, x: x @ self.w)()
     ),
     "operations called like activations": functional,
-    "equal names": twins,
+    "equal names": siblings,
     "a class called like a data type": lambda: chain(own("Float32")(2)),
 }
 

@@ -174,7 +174,7 @@ def violations(sources):
                 "report",
                 "units",
                 "tensorboard",
-                "probe",
+                "gradient_norms",
             )
         }:
             found.append("regularizers imports what reads its coefficients")
@@ -229,9 +229,9 @@ PLANTED = {
         "def f(model): return getattr(model, '_loss_tracker', None)",
         "experiments.plan touches .*_loss_tracker",
     ),
-    "probe": (
+    "gradient_norms": (
         "from keras_scaled_l2.regularizers import SampleL2",
-        "probe knows which rule",
+        "gradient_norms knows which rule",
     ),
     "experiments.results.records": ("import keras", "records imports Keras"),
     "experiments.arms": ("import jax", "arms imports the backend"),

@@ -131,7 +131,7 @@ def test_choice_that_matches_nothing_is_made_with_the_predicate_that_is_named():
     assert suggest(model, samples=8, batch_size=4, epochs=2).strength > 0
 
 
-def test_two_fans_of_one_config_are_told_apart_in_both_ways_that_are_named():
+def test_two_fan_ins_of_one_config_are_distinguished_in_both_ways_that_are_named():
     def model():
         x = keras.Input((4, 3))
         return keras.Model(x, layers.MultiHeadAttention(3, 3)(x, x))

@@ -103,7 +103,7 @@ def test_report_has_the_numbers_of_float64(rule):
     for weight, v in zip(report.weights, (first, second), strict=True):
         w = numpy64(v)
         decay = c[v.path] * 2 * 0.05 / (1 - 0.5)
-        pull = np.linalg.norm(penalty_gradient(c[v.path], w))
+        of_penalty = np.linalg.norm(penalty_gradient(c[v.path], w))
         assert dataclasses.asdict(weight) == {
             "path": v.path,
             "rule": weight.rule,
@@ -116,13 +116,15 @@ def test_report_has_the_numbers_of_float64(rule):
             "decay_per_step": pytest.approx(decay, rel=1e-5),
             "half_life": pytest.approx(math.log(0.5) / math.log1p(-decay), rel=1e-5),
             "gradient_ratio": pytest.approx(
-                pull / np.linalg.norm(data_gradient[v.path]), rel=1e-4
+                of_penalty / np.linalg.norm(data_gradient[v.path]), rel=1e-4
             ),
             "gamma": None,
         }
-    pulls = [penalty_gradient(c[v.path], numpy64(v)) for v in (first, second)]
+    of_penalty = [penalty_gradient(c[v.path], numpy64(v)) for v in (first, second)]
     against = [data_gradient[v.path] for v in (first, second)]
-    assert report.gradient_ratio == pytest.approx(norm(pulls) / norm(against), rel=1e-4)
+    assert report.gradient_ratio == pytest.approx(
+        norm(of_penalty) / norm(against), rel=1e-4
+    )
     assert report.penalized == 15
     assert report.parameters == 4 * 3 + 3 + 3 + 1
     assert report.optimizer == pytest.approx(
@@ -172,14 +174,14 @@ def test_cost_is_that_of_evaluate_with_sample_weights_and_other_losses():
 
 
 def test_gradient_is_by_all_that_the_loss_holds():
-    # Losses that layers add in their call pull on the weights like any data cost.
+    # Losses that layers add in their call have gradients like any data cost.
     regularizer = keras.regularizers.L2(5.0)
     model = network(L2(0.5), middle=[layers.Dense(3, activity_regularizer=regularizer)])
     kernel = model.layers[0].kernel
     expected = gradients_without(model, {kernel.path: 0.5}, X, Y)[kernel.path]
-    pull = np.linalg.norm(penalty_gradient(0.5, numpy64(kernel)))
+    of_penalty = np.linalg.norm(penalty_gradient(0.5, numpy64(kernel)))
     assert cost_report(model, X, Y).weights[0].gradient_ratio == pytest.approx(
-        pull / np.linalg.norm(expected), rel=1e-4
+        of_penalty / np.linalg.norm(expected), rel=1e-4
     )
 
 
@@ -273,10 +275,10 @@ def test_half_life_is_the_updates_after_which_a_weight_has_halved():
     assert (1 - 2 * 0.1 * 0.01) ** weight.half_life == pytest.approx(0.5)
 
 
-# ------------------------------------------------------------------------ elsewhere
+# ---------------------------------------------------------------------- equivalents
 
 
-def test_elsewhere_is_what_convert_says():
+def test_equivalents_is_what_convert_says():
     model = network(L2(0.01), L2(0.01), optimizers.SGD(0.1, momentum=0.5))
     report = cost_report(model, samples=50, batch_size=5)
     known = {"samples": 50, "batch_size": 5, "learning_rate": 0.1, "momentum": 0.5}
@@ -284,41 +286,41 @@ def test_elsewhere_is_what_convert_says():
         *("torch", "textbook", "logistic_c", "ridge", "prior_std", "sklearn_mlp"),
         *("decoupled", "half_life"),
     }
-    assert set(report.elsewhere) == targets
-    assert report.elsewhere == pytest.approx(
+    assert set(report.equivalents) == targets
+    assert report.equivalents == pytest.approx(
         {target: convert(0.01, "keras", target, **known) for target in targets}
     )
 
 
-def test_elsewhere_leaves_out_what_nobody_said():
+def test_equivalents_leaves_out_what_nobody_said():
     model = network(L2(0.01), L2(0.01), "adam")
-    assert set(cost_report(model).elsewhere) == {"torch"}
-    assert set(cost_report(model, batch_size=5).elsewhere) == {"torch", "sklearn_mlp"}
+    assert set(cost_report(model).equivalents) == {"torch"}
+    assert set(cost_report(model, batch_size=5).equivalents) == {"torch", "sklearn_mlp"}
     assert "samples=... and batch_size=... would tell more" in str(cost_report(model))
     assert "5 in a batch (samples=... would" in str(cost_report(model, batch_size=5))
 
 
-def test_elsewhere_counts_the_examples_of_an_update():
+def test_equivalents_counts_the_examples_of_an_update():
     optimizer = optimizers.SGD(0.1, gradient_accumulation_steps=4)
     report = cost_report(network(L2(0.01), None, optimizer), samples=50, batch_size=5)
-    assert report.elsewhere["half_life"] == pytest.approx(
+    assert report.equivalents["half_life"] == pytest.approx(
         convert(
             0.01, "keras", "half_life", samples=50, batch_size=20, learning_rate=0.1
         )
     )
 
 
-def test_elsewhere_is_empty_and_says_so_where_coefficients_differ():
+def test_equivalents_is_empty_and_says_so_where_coefficients_differ():
     report = cost_report(network(L2(0.01), L2(0.02)))
-    assert report.elsewhere == {}
+    assert report.equivalents == {}
     assert "coefficients differ" in str(report)
     assert "coefficients differ" in report.to_markdown()
 
 
-def test_elsewhere_of_a_coefficient_of_zero_is_no_penalty():
+def test_equivalents_of_a_coefficient_of_zero_is_no_penalty():
     report = cost_report(network(L2(0.0), None), samples=50)
-    assert report.elsewhere["torch"] == 0
-    assert report.elsewhere["logistic_c"] == math.inf
+    assert report.equivalents["torch"] == 0
+    assert report.equivalents["logistic_c"] == math.inf
 
 
 # ------------------------------------------------------------------------- findings
@@ -475,11 +477,11 @@ def test_finding_of_double_decay_is_of_the_weights_that_the_optimizer_decays():
     assert text.startswith(f"{model.layers[1].kernel.path} decays twice")
 
 
-def test_finding_of_weights_behind_batch_normalization():
+def test_finding_of_weights_before_batch_normalization():
     model = keras.Sequential(
         [
             keras.Input((6, 6, 2)),
-            layers.Conv2D(3, 2, kernel_regularizer=L2(1e-3), name="behind"),
+            layers.Conv2D(3, 2, kernel_regularizer=L2(1e-3), name="followed"),
             layers.BatchNormalization(),
             layers.Conv2D(
                 3, 2, activation="relu", kernel_regularizer=L2(1e-3), name="before"
@@ -490,8 +492,8 @@ def test_finding_of_weights_behind_batch_normalization():
         ]
     )
     report = cost_report(model)
-    assert found(report) == ["behind_batch_norm"]
-    assert "/behind/kernel feeds a " in finding(report, "behind_batch_norm")
+    assert found(report) == ["before_batch_norm"]
+    assert "/followed/kernel feeds a " in finding(report, "before_batch_norm")
 
 
 def test_finding_of_batch_normalization_is_true_of_the_function():
@@ -501,7 +503,7 @@ def test_finding_of_batch_normalization_is_true_of_the_function():
     unit = layers.Dense(3, use_bias=False, kernel_regularizer=L2(1e-3))
     normalized = layers.BatchNormalization(epsilon=1e-12)(unit(inputs))
     model = keras.Model(inputs, normalized)
-    assert found(cost_report(model)) == ["behind_batch_norm"]
+    assert found(cost_report(model)) == ["before_batch_norm"]
     before = numpy64(model(X, training=True))
     unit.kernel.assign(5.0 * unit.kernel)
     np.testing.assert_allclose(numpy64(model(X, training=True)), before, atol=1e-4)
@@ -520,7 +522,7 @@ def test_findings_come_together_the_gravest_first():
     model = network(L2(1e3), L2(1e3), optimizers.AdamW(), middle=middle)
     report = cost_report(sized(model, 1.0), X, Y)
     assert found(report) == [
-        *("no_op", "dominant_gradient", "double_decay", "behind_batch_norm")
+        *("no_op", "dominant_gradient", "double_decay", "before_batch_norm")
     ]
     assert len(str(report).split("What stands out:")[1].split("\n- ")) == 1 + 4
 
@@ -571,13 +573,13 @@ def test_text_fits_a_terminal_but_for_the_table():
 
 def test_text_explains_every_column_that_is_not_plain():
     text = str(full_report())
-    for column in ("c", "share", "decay/step", "half-life", "pull/data"):
+    for column in ("c", "share", "decay/step", "half-life", "gradient ratio"):
         assert re.search(rf"^{column}: \w", text, re.MULTILINE), column
 
 
 def test_text_without_data_leaves_the_unknown_out_and_says_how_to_know():
     text = str(cost_report(network(L2(0.5), optimizer=None)))
-    assert "pull/data" not in text
+    assert "gradient ratio" not in text
     assert "half-life" not in text
     assert "Give x and y" in text
 

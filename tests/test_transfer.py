@@ -208,7 +208,7 @@ def test_no_rule_is_recommended_that_the_intervals_do_not_support(data, trained)
     said = " ".join(findings(changed))
     assert "of no rule it is shown" in said
     assert "lost for sure somewhere by: prior." in said
-    assert "-0.20 (-0.50 to 0.10), which cannot be told from 0" in said
+    assert "-0.20 [-0.50, 0.10], not significantly different from 0" in said
     sure = RuleTransfer("l2", "data_loss", 1, regrets((0, 0, 0), (0.0, 0.0, 0.02)))
     said = " ".join(findings(dataclasses.replace(changed, rules=(sure,))))
     assert "intervals included: l2." in said

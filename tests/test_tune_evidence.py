@@ -60,9 +60,9 @@ def test_proposal_is_in_the_unit_of_the_rule():
     prior = evident(rule=PriorL2(1.0)).evidence
     assert prior.coefficients == pytest.approx(plain.coefficients, rel=1e-6)
     # c = fan_in / (2 std^2 m), of 6 and of 4 inputs.
-    fans = math.exp((24 * math.log(6) + 4 * math.log(4)) / 28)
+    mean_fan_in = math.exp((24 * math.log(6) + 4 * math.log(4)) / 28)
     m = problem().samples["train"]
-    std = math.sqrt(fans / (2 * m * geometric_mean(plain.coefficients)))
+    std = math.sqrt(mean_fan_in / (2 * m * geometric_mean(plain.coefficients)))
     assert prior.strength == pytest.approx(std, rel=5e-3)
 
 

@@ -641,7 +641,7 @@ def test_textbook_lambda_over_two_m_is_the_penalty_of_keras():
 # The real thing: what an optimizer does to a weight without data gradient
 
 
-def undriven(optimizer, c=0.0):
+def without_data_gradient(optimizer, c=0.0):
     """A model whose inputs are zero, so that only the penalty and decay act."""
     model = keras_model([(np.ones((1, 1)), None)], c, "mse", optimizer)
     zeros = np.zeros((1, 1), "float32")
@@ -656,8 +656,8 @@ def undriven(optimizer, c=0.0):
 def test_l2_and_keras_weight_decay_are_equal_under_plain_sgd():
     c = 0.05
     decay = convert(c, "keras", "decoupled")
-    coupled = undriven(keras.optimizers.SGD(0.1), c)
-    decoupled = undriven(keras.optimizers.SGD(0.1, weight_decay=decay))
+    coupled = without_data_gradient(keras.optimizers.SGD(0.1), c)
+    decoupled = without_data_gradient(keras.optimizers.SGD(0.1, weight_decay=decay))
     for n in range(1, 21):
         expected = pytest.approx((1 - 0.1 * 2 * c) ** n, rel=1e-5)
         assert coupled() == expected
@@ -669,8 +669,8 @@ def test_l2_and_keras_weight_decay_share_the_time_scale_under_momentum(nesterov)
     rate, momentum, c, steps = 0.1, 0.9, 0.002, 300
     decay = convert(c, "keras", "decoupled", momentum=momentum)
     sgd = keras.optimizers.SGD
-    coupled = undriven(sgd(rate, momentum, nesterov), c)
-    decoupled = undriven(sgd(rate, momentum, nesterov, weight_decay=decay))
+    coupled = without_data_gradient(sgd(rate, momentum, nesterov), c)
+    decoupled = without_data_gradient(sgd(rate, momentum, nesterov, weight_decay=decay))
     for _ in range(steps):
         with_l2, with_decay = coupled(), decoupled()
     assert with_decay == pytest.approx((1 - rate * decay) ** steps, rel=1e-4)
@@ -680,11 +680,13 @@ def test_l2_and_keras_weight_decay_share_the_time_scale_under_momentum(nesterov)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_half_life_is_the_epochs_in_which_an_undriven_weight_halves(momentum):
+def test_half_life_is_the_epochs_in_which_a_weight_without_data_gradient_halves(
+    momentum,
+):
     counts_ = {"samples": 1600, "batch_size": 16, "learning_rate": 0.1}
     epochs = 4.0
     c = convert(epochs, "half_life", "keras", momentum=momentum, **counts_)
-    step = undriven(keras.optimizers.SGD(0.1, momentum), c)
+    step = without_data_gradient(keras.optimizers.SGD(0.1, momentum), c)
     steps = 1
     while step() > 0.5:
         steps += 1
@@ -694,7 +696,7 @@ def test_half_life_is_the_epochs_in_which_an_undriven_weight_halves(momentum):
 def test_half_life_of_adamw_is_that_of_its_decoupled_weight_decay():
     counts_ = {"samples": 1600, "batch_size": 16, "learning_rate": 0.01}
     decay = convert(2.0, "half_life", "decoupled", **counts_)
-    step = undriven(keras.optimizers.AdamW(0.01, weight_decay=decay))
+    step = without_data_gradient(keras.optimizers.AdamW(0.01, weight_decay=decay))
     steps = 1
     while step() > 0.5:
         steps += 1
@@ -758,12 +760,12 @@ if keras.config.backend() == "torch":
             model.get_weights()[0], w.detach().numpy(), rtol=1e-4
         )
 
-    def test_torch_adamw_and_keras_adamw_decay_an_undriven_weight_alike():
+    def test_torch_adamw_and_keras_adamw_decay_a_weight_without_data_gradient_alike():
         decay = convert(0.05, "keras", "decoupled", momentum=0.5)
         w = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
         w.grad = torch.zeros_like(w)
         optimizer = torch.optim.AdamW([w], lr=0.1, weight_decay=decay)
-        step = undriven(keras.optimizers.AdamW(0.1, weight_decay=decay))
+        step = without_data_gradient(keras.optimizers.AdamW(0.1, weight_decay=decay))
         for _ in range(20):
             optimizer.step()
             assert step() == pytest.approx(float(w.detach()), rel=1e-5)

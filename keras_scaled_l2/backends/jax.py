@@ -225,8 +225,8 @@ def shift_gradients(model: keras.Model, function: Any, directions: Any) -> Any:
             with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
                 return function(x, shifts)
 
-        outputs, pull, seen = jax.vjp(at, shifts, has_aux=True)
-        (found,) = jax.vmap(pull)(directions(outputs))
+        outputs, pullback, seen = jax.vjp(at, shifts, has_aux=True)
+        (found,) = jax.vmap(pullback)(directions(outputs))
         return outputs, seen, found
 
     compiled = jax.jit(gradients)

@@ -2,6 +2,7 @@
 
 from keras_scaled_l2.experiments.arms import Arm as Arm
 from keras_scaled_l2.experiments.compare import compare as compare
+from keras_scaled_l2.experiments.dropout_variant import with_dropout as with_dropout
 from keras_scaled_l2.experiments.problems import load_problem as load_problem
 from keras_scaled_l2.experiments.results.comparison import Comparison as Comparison
 from keras_scaled_l2.experiments.results.transferring import (
@@ -10,4 +11,3 @@ from keras_scaled_l2.experiments.results.transferring import (
 from keras_scaled_l2.experiments.results.tuning import TuningResult as TuningResult
 from keras_scaled_l2.experiments.transfer import transfer as transfer
 from keras_scaled_l2.experiments.tune import tune as tune
-from keras_scaled_l2.experiments.twin import with_dropout as with_dropout

@@ -40,9 +40,10 @@ In PyTorch's convention, which is 2 c; 24 thousand to 138 million weights, witho
 trend with size.
 """
 DEFAULT_DECAY = 5e-3
-"""The optimizer's ``weight_decay`` of ``decay``: pulls on SGD's time scale as ``l2``.
+"""The optimizer's ``weight_decay`` of ``decay``.
 
-Decoupled decay is 2 c / (1 - momentum), at momentum 0.9. Keras's AdamW has 4e-3.
+It shrinks weights as fast as ``l2`` does under SGD: decoupled decay is
+2 c / (1 - momentum), at momentum 0.9. Keras's AdamW has 4e-3.
 """
 DEFAULT_SAMPLE = 6.0
 """Lambda of ``sample``, in lambda / (2 m).
@@ -60,8 +61,8 @@ def default_strength(penalty: str, largest: int = TYPICAL_KERNEL) -> float:
     ``scaled`` divides by the weights of each tensor, so no one strength fits two
     networks: at the order of 1 that its name suggests it would be no penalty at all
     on a hidden layer of some size, and at 64 it would crush a small network. It gets
-    ``DEFAULT_L2`` times the weights of the largest kernel: there it pulls exactly as
-    ``l2`` does, and on smaller kernels harder. That is what the division does, and
+    ``DEFAULT_L2`` times the weights of the largest kernel: there it is ``l2``,
+    and on smaller kernels stronger. That is what the division does, and
     what the arm is there to show.
 
     None of these was tuned, least of all on a test set. They are places to start
@@ -95,7 +96,7 @@ class Arm:
         rule: The penalty: a rule such as ``ScaledL2(1.0)``, or its config as
             ``keras.saving.serialize_keras_object`` makes it, which is what is kept.
             ``None`` for no penalty.
-        dropout: Rate of the Dropout behind each hidden non-linearity, 0 for none.
+        dropout: Rate of the Dropout after each hidden non-linearity, 0 for none.
         weight_decay: Decoupled weight decay of the optimizer, as Keras's
             ``weight_decay=`` has it, on the weights that a rule is put on by default:
             ``w`` becomes ``w - learning_rate * weight_decay * w`` before each update.
@@ -197,13 +198,13 @@ def check_rate(rate: Any) -> float:
 
 def _parts(name: str) -> tuple[str | None, bool]:
     """``(penalty or None, whether there is dropout)`` of an arm's name."""
-    pulling = [*_RULES, DECAY, EVIDENCE]
+    known = [*_RULES, DECAY, EVIDENCE]
     parts = name.split("+")
     for part in parts:
         if part not in PARTS:
-            combined = [f"{rule}+dropout" for rule in pulling]
+            combined = [f"{rule}+dropout" for rule in known]
             raise unknown("arm", name, [*PARTS, *combined])
-    penalties = [part for part in parts if part in pulling]
+    penalties = [part for part in parts if part in known]
     if "none" in parts and len(parts) > 1:
         raise InputError(f"arm {name!r}: 'none' cannot be joined with another.")
     if len(penalties) > 1 or len(set(parts)) < len(parts):

@@ -34,7 +34,7 @@ _HIGHEST_RATE = 9
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class Regularization:
     """What a strength comes to in a training."""
 
     coefficients: Mapping[str, float]
@@ -74,17 +74,17 @@ class Axis:
     inert: float
     rate: float = 0.0
 
-    def setting(self, strength: float) -> Setting:
+    def regularization(self, strength: float) -> Regularization:
         """What to train with."""
         if self.kind == "dropout":
-            return Setting({}, 0.0, strength)
+            return Regularization({}, 0.0, strength)
         if self.kind == "decay":
-            return Setting({}, strength, self.rate)
+            return Regularization({}, strength, self.rate)
         if strength == 0:
-            return Setting({}, 0.0, self.rate)
+            return Regularization({}, 0.0, self.rate)
         factor = (strength / self.unit) ** self.power
         found = {path: c * factor for path, c in self.reference.items()}
-        return Setting(found, 0.0, self.rate)
+        return Regularization(found, 0.0, self.rate)
 
     def e_folds(self, strength: float) -> float:
         """E-folds of a whole training, with the largest coefficient."""

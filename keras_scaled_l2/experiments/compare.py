@@ -18,6 +18,7 @@ from keras_scaled_l2.experiments import grids
 from keras_scaled_l2.experiments.architectures import DEFAULT_HIDDEN
 from keras_scaled_l2.experiments.arms import DEFAULT_ARMS, DEFAULT_DROPOUT, Arm
 from keras_scaled_l2.experiments.coefficients import coefficients, penalizable
+from keras_scaled_l2.experiments.dropout_variant import derive
 from keras_scaled_l2.experiments.engine import (
     Engine,
     Job,
@@ -58,7 +59,6 @@ from keras_scaled_l2.experiments.tasks import (
     settings_of,
     trial_seed,
 )
-from keras_scaled_l2.experiments.twin import derive
 
 
 def compare(

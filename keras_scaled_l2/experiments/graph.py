@@ -21,7 +21,7 @@ class Graph:
     outputs: set[Call]
 
     def weights_follow(self, model: keras.Model, call: Call, followed: bool) -> bool:
-        """Whether a layer with weights comes after a call, in or behind the model."""
+        """Whether a layer with weights comes after a call, in or after the model."""
         ahead, seen = [call], {call}
         while ahead:
             present = ahead.pop()
@@ -55,7 +55,7 @@ def graph_of(model: keras.Model, config: dict[str, Any]) -> Graph:
 
 
 def output_call(model: keras.Model, history: Sequence[Any]) -> Call:
-    """The call behind an entry of ``output_layers``."""
+    """The call that an entry of ``output_layers`` stands for."""
     name, index, _ = history
     # There, and nowhere else, a functional model's calls are counted from 1.
     layer = operation(model, name)
@@ -93,7 +93,7 @@ def tensors_in(value: Any) -> Iterator[dict[str, Any]]:
 def is_first(history: Sequence[Any]) -> bool:
     """Whether a tensor is the first of its call: the others are states, never dropped.
 
-    As those that a recurrent layer gives behind its output.
+    As those that a recurrent layer gives after its output.
     """
     return bool(history[2] == 0)
 

@@ -38,12 +38,12 @@ def grid(arm: Arm, trials: int) -> tuple[Hyperparameters, ...]:
     factors = np.logspace(-DECADES, DECADES, trials) if trials > 1 else np.ones(1)
     rates = np.linspace(*RATES, trials) if trials > 1 else np.array([arm.dropout])
     key = _key(arm.config)
-    pulls = key is not None or arm.weight_decay > 0
-    if not pulls and not arm.dropout:
+    penalized = key is not None or arm.weight_decay > 0
+    if not penalized and not arm.dropout:
         return ()
     if not arm.dropout:
         rates = np.zeros(trials)
-    elif pulls:
+    elif penalized:
         rates = rates[_spread(trials)]
     return tuple(
         Hyperparameters(

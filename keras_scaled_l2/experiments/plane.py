@@ -152,7 +152,7 @@ def _chosen(records: Records, plane: Plane) -> list[Pair]:
         places = [k for k in places if k in near]
     pairs = [(place, _best_rate(found, place)) for place in places]
     if len(plane.first) > 1 and plane.thorough:
-        # One seed is too few to tell learning rates apart by.
+        # One seed is too few to compare learning rates.
         first = {place: found[place, rate] for place, rate in pairs}
         pairs += [
             (place, rate)

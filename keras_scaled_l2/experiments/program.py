@@ -17,15 +17,15 @@ from keras_scaled_l2.backends.loop import Data, Trainee, TrainingLoop, Values
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments.architectures import gives_probabilities
 from keras_scaled_l2.experiments.coefficients import penalizable
-from keras_scaled_l2.experiments.jobs import Job
-from keras_scaled_l2.experiments.objective import loss_of, right_answers
-from keras_scaled_l2.experiments.problems import Problem
-from keras_scaled_l2.experiments.twin import (
+from keras_scaled_l2.experiments.dropout_variant import (
     VariableDropout,
     derive,
     matching_weights,
     variable_dropouts,
 )
+from keras_scaled_l2.experiments.jobs import Job
+from keras_scaled_l2.experiments.objective import loss_of, right_answers
+from keras_scaled_l2.experiments.problems import Problem
 
 COPIES = 8
 """Of a job's weights: themselves, the best, gradients, momenta, and what steps need."""
@@ -65,14 +65,14 @@ def make_parts(
         optimizer: What it trains with.
         drops: Whether jobs may set a dropout rate: then its variant with dropout.
     """
-    variant, twin = network, {id(v): v for v in network.weights}
+    trained, in_trained = network, {id(v): v for v in network.weights}
     if drops:
-        variant = derive(network, 0.5, seed=0, dropout=VariableDropout)
-        twin = {id(v): t for v, t in matching_weights(network, variant)}
+        trained = derive(network, 0.5, seed=0, dropout=VariableDropout)
+        in_trained = {id(v): t for v, t in matching_weights(network, trained)}
     return Parts(
-        variant,
-        weights=[twin[id(v)] for v in network.weights],
-        penalties={path: twin[id(v)] for path, v in penalizable(network).items()},
+        trained,
+        weights=[in_trained[id(v)] for v in network.weights],
+        penalties={path: in_trained[id(v)] for path, v in penalizable(network).items()},
         optimizer=optimizer,
     )
 

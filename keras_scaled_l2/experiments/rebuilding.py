@@ -35,16 +35,16 @@ class Maker:
             self.classes[alias] = kind
             entry["registered_name"] = alias
 
-    def entry(self, behind: Call, prefix: str, taken: set[str]) -> dict[str, Any]:
-        """The entry of the dropout layer behind a call; its name becomes ``taken``."""
-        name, index = behind
+    def entry(self, after: Call, prefix: str, taken: set[str]) -> dict[str, Any]:
+        """The entry of the dropout layer after a call; its name becomes ``taken``."""
+        name, index = after
         name = f"{name}{_SUFFIX}{f'_{index}' if index else ''}"
         while name in taken:
             name += "_"
         taken.add(name)
         seed = self.seed
         if seed is not None:
-            # Neighbouring seeds would give the same masks, one step apart, on torch.
+            # Neighboring seeds would give the same masks, one step apart, on torch.
             path = f"{prefix}{name}".encode()
             mixed = np.random.SeedSequence([seed, *path]).generate_state(1)
             seed = int(mixed[0]) % 2**31
@@ -57,7 +57,7 @@ class Maker:
 def defined(model: keras.Model) -> dict[str, Any]:
     """Classes and functions that the user's layers are made of, by name.
 
-    A name that two of them have is left out: better no twin than a wrong one.
+    A name that two of them have is left out: better none than a wrong one.
     """
     things: dict[str, dict[int, Any]] = {}
     for layer in every_layer(model):

@@ -27,7 +27,7 @@ from keras_scaled_l2.experiments.results.records import (
     Score,
     Trial,
 )
-from keras_scaled_l2.probe import GradientNorms
+from keras_scaled_l2.gradient_norms import GradientNorms
 from keras_scaled_l2.scalars import (
     EVIDENCE_LAYOUT,
     LAYOUT,

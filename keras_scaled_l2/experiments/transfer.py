@@ -181,14 +181,14 @@ class _Transfer:
 
     def _job(self, line: Line, size: int, point: Point) -> Job:
         plan, seed = self.plan.plans[size], self.plan.seeds[point.seed]
-        setting = line.setting(point.place, point.rate)
+        chosen = line.regularization(point.place, point.rate)
         return Job(
             problem=self.plan.data(seed),
             initial=architectures.initial_weights(plan.architecture.build(seed)),
-            coefficients=setting.coefficients,
+            coefficients=chosen.coefficients,
             seed=seed,
             epochs=plan.epochs,
-            weight_decay=setting.weight_decay,
+            weight_decay=chosen.weight_decay,
             learning_rate=half_decades(point.rate),
             patience=plan.patience,
         )

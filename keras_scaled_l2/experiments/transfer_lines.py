@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from keras_scaled_l2.counts import elements
-from keras_scaled_l2.experiments.axis import Axis, Setting, make_axis
+from keras_scaled_l2.experiments.axis import Axis, Regularization, make_axis
 from keras_scaled_l2.experiments.coefficients import penalizable
 from keras_scaled_l2.experiments.plan import Plan
 from keras_scaled_l2.experiments.plane import COARSE, half_decades
@@ -90,16 +90,18 @@ class Line:
         factor = half_decades(place) / (total / sum(self.sizes.values()))
         return float(f"{self.small.unit * factor ** (1 / self.small.power):.3g}")
 
-    def setting(self, place: Place, rate: int) -> Setting:
+    def regularization(self, place: Place, rate: int) -> Regularization:
         """What to train with."""
         if place is None:
-            return Setting({})
+            return Regularization({})
         if self.rule == "decay":
-            return Setting({}, half_decades(place - rate))
+            return Regularization({}, half_decades(place - rate))
         if self.here is not None:
-            return self.here.setting(self.strength(place))
+            return self.here.regularization(self.strength(place))
         shift = rate if self.rule == "half-life" else 0
-        return Setting(dict.fromkeys(self.penalized, half_decades(place - shift)))
+        return Regularization(
+            dict.fromkeys(self.penalized, half_decades(place - shift))
+        )
 
 
 def make_line(rule: str, small: Plan, here: Plan) -> Line:

@@ -158,13 +158,13 @@ def _points(plan: TransferPlan, size: int, records: Records) -> Iterator[Transfe
     ):
         shift = rate if kind in WITH_RATE and place is not None else 0
         line, own = lines[kind], None if place is None else place + shift
-        setting = line.setting(own, rate)
-        strength = setting.weight_decay if kind == "decay" else line.strength(place)
+        chosen = line.regularization(own, rate)
+        strength = chosen.weight_decay if kind == "decay" else line.strength(place)
         yield TransferPoint(
             rule=kind,
             strength=strength,
-            coefficient=setting.span,
-            weight_decay=setting.weight_decay,
+            coefficient=chosen.span,
+            weight_decay=chosen.weight_decay,
             learning_rate=half_decades(rate),
             jobs=tuple(sorted(groups[kind, place, rate], key=lambda job: job.seed)),
         )

@@ -109,7 +109,7 @@ class Tuner:
             [
                 Measured(
                     strength,
-                    axis.setting(strength).span,
+                    axis.regularization(strength).span,
                     axis.e_folds(strength),
                     axis.is_inert(strength),
                     tuple(jobs),
@@ -151,7 +151,7 @@ class Tuner:
         if not plan.axis.exact:
             notes.append(
                 "E-folds are a stand-in under this optimizer, which divides the "
-                "penalty's pull by the size of the gradient: no half-life."
+                "penalty's gradient by the RMS of the whole: no half-life."
             )
         return notes
 

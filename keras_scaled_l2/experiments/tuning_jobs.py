@@ -21,15 +21,15 @@ def make_job(plan: TuningPlan, key: Key) -> Job:
     strength, seed, fold = key
     if strength == EVIDENCE:
         return _evidence_job(plan, seed)
-    setting = plan.axis.setting(strength)
+    chosen = plan.axis.regularization(strength)
     return Job(
         problem=plan.data((seed, fold)),
         initial=plan.initial(seed),
-        coefficients=setting.coefficients,
+        coefficients=chosen.coefficients,
         seed=seed,
         epochs=plan.base.epochs,
-        dropout=setting.dropout,
-        weight_decay=setting.weight_decay,
+        dropout=chosen.dropout,
+        weight_decay=chosen.weight_decay,
         patience=plan.patience,
     )
 

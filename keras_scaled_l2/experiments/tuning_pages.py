@@ -174,7 +174,7 @@ def page(result: TuningResult, drawing: str) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width">'
         f"<title>{title}</title>\n<style>{_STYLE}</style></head>\n"
-        f"<body><h1>{title}</h1>\n<p>{html.escape(tuning_text.setting(result))}</p>\n"
+        f"<body><h1>{title}</h1>\n<p>{html.escape(tuning_text.description(result))}</p>\n"
         f"<h2>What it says</h2>\n{found}\n<p><strong>{html.escape(use)}</strong></p>\n"
         f"{svg}\n<h2>The curve</h2>\n<div class=wide><table><thead>"
         f"{_row('th', header)}</thead>\n<tbody>"

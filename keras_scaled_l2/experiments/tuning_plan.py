@@ -16,6 +16,7 @@ import numpy as np
 from keras_scaled_l2.experiments import architectures
 from keras_scaled_l2.experiments.arms import DECAY, check_rate
 from keras_scaled_l2.experiments.axis import Axis, make_axis
+from keras_scaled_l2.experiments.dropout_variant import derive
 from keras_scaled_l2.experiments.errors import InputError, one_line, unknown
 from keras_scaled_l2.experiments.following import Follower, check_following
 from keras_scaled_l2.experiments.plan import Model, Plan, check_count, make_plan
@@ -24,7 +25,6 @@ from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.experiments.results.curve import Block
 from keras_scaled_l2.experiments.results.tuning import CRITERIA
 from keras_scaled_l2.experiments.search import Space
-from keras_scaled_l2.experiments.twin import derive
 from keras_scaled_l2.regularizers import EvidenceL2
 from keras_scaled_l2.rule import Rule
 

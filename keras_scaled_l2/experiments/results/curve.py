@@ -63,8 +63,8 @@ class Curve:
             the best.
         plateau: Lowest and highest strength of the plateau around the best.
         edge: Whether the best lies at an end beyond which nothing was tried.
-        none_is_as_good: Whether no penalty cannot be told from the best, all looks
-            taken together; ``None`` if no penalty was not tried.
+        none_is_as_good: Whether no penalty does not differ significantly from the best,
+            corrected for all comparisons; ``None`` if no penalty was not tried.
         none_is_within: Whether no penalty is within 2 % of the best.
     """
 

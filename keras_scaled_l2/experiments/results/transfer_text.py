@@ -70,7 +70,7 @@ def _exponent(criterion: str, exponent: Interval) -> str:
     text += f"{exponent.value:.2f}{_ends(exponent, '.2f')}"
     if exponent.low is not None and exponent.high is not None:
         zero = exponent.low <= 0 <= exponent.high
-        text += ", which cannot be told from 0" if zero else ""
+        text += ", not significantly different from 0" if zero else ""
     if exponent.edge:
         text += "; at some size the best lies at an end of the sweep or is no penalty"
     return f"{text}."
@@ -89,7 +89,7 @@ def as_text(result: TransferRecord) -> str:
         textwrap.fill(line, 88, initial_indent="- ", subsequent_indent="  ")
         for line in result.findings
     ]
-    return "\n".join([textwrap.fill(_setting(result), 88), "", *lines, "", *words])
+    return "\n".join([textwrap.fill(_description(result), 88), "", *lines, "", *words])
 
 
 def as_markdown(result: TransferRecord) -> str:
@@ -98,7 +98,7 @@ def as_markdown(result: TransferRecord) -> str:
     lines = [head, ["---"] * len(head), *rows]
     table = [f"| {' | '.join(row)} |" for row in lines]
     words = [f"- {line}" for line in result.findings]
-    return "\n".join([_setting(result), "", *table, "", *words, ""])
+    return "\n".join([_description(result), "", *table, "", *words, ""])
 
 
 def _rows(result: TransferRecord) -> Iterator[Sequence[str]]:
@@ -123,16 +123,16 @@ def _regret(regret: Regret) -> str:
     text = f"{more}{100 * regret.value:.1f} %"
     if regret.low is None or regret.high is None:
         return text
-    return f"{text} ({100 * regret.low:.1f} to {100 * regret.high:.1f})"
+    return f"{text} [{100 * regret.low:.1f}, {100 * regret.high:.1f}]"
 
 
 def _ends(value: Interval, spec: str) -> str:
     if value.low is None or value.high is None or math.isnan(value.low):
         return ""
-    return f" ({value.low:{spec}} to {value.high:{spec}})"
+    return f" [{value.low:{spec}}, {value.high:{spec}}]"
 
 
-def _setting(result: TransferRecord) -> str:
+def _description(result: TransferRecord) -> str:
     samples = result.samples["train"]
     return (
         f"{result.problem}, {samples:,} training examples, {result.model}, "

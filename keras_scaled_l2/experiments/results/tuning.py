@@ -66,7 +66,7 @@ def make_result(
         measured: The strengths.
         exact: Whether e-folds have their meaning, so that there is a half-life.
         inert_below: The strength below which nothing happens, if it is known.
-        notes: Findings of the search itself, put behind the others.
+        notes: Findings of the search itself, put after the others.
         evidence: What the evidence proposed, if it was asked.
         fields: The fields of ``TuningResult`` that are not derived.
     """

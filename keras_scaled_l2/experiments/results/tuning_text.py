@@ -120,7 +120,7 @@ def _plateau(points: Sequence[TuningPoint], found: Curve, rule: str) -> str:
     how = (
         f"all are within {WITHIN:.0%} of the best"
         if surely
-        else f"{len(best.jobs)} trainings cannot tell them from the best"
+        else f"none differs significantly from the best ({len(best.jobs)} trainings)"
     )
     return f"{name}. Any value from {_say(low)} to {_say(high)} will do: {how}."
 
@@ -130,8 +130,8 @@ def _none(points: Sequence[TuningPoint], found: Curve) -> list[str]:
         return ["No penalty is as good: nothing that was tried is better."]
     if found.none_is_as_good:
         return [
-            "No penalty is as good: what the best strength gains is not told from "
-            f"chance with {len(points[found.best].jobs)} trainings."
+            "No penalty is as good: what the best strength gains is not significant "
+            f"({len(points[found.best].jobs)} trainings)."
         ]
     if found.none_is_within:
         return [f"No penalty is worse, but within {WITHIN:.0%} of the best."]
@@ -146,7 +146,7 @@ def as_text(result: TuningRecord) -> str:
         "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    blocks = [_wrapped(setting(result)), "\n".join(table)]
+    blocks = [_wrapped(description(result)), "\n".join(table)]
     blocks.append("\n".join(_wrapped(line, "- ") for line in result.findings))
     blocks.append("\n".join(use(result)))
     return "\n\n".join(blocks)
@@ -162,7 +162,7 @@ def as_markdown(result: TuningRecord) -> str:
         "\n".join(f"- {line}" for line in part)
         for part in (result.findings, LEGEND, use(result))
     ]
-    blocks = [title, setting(result), lists[0], "\n".join(lines), *lists[1:]]
+    blocks = [title, description(result), lists[0], "\n".join(lines), *lists[1:]]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -191,7 +191,7 @@ def _rows(result: TuningRecord) -> Iterable[tuple[str, ...]]:
     for p in result.points:
         low, high = p.coefficient
         span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-        interval = "-" if p.low is None else f"{p.low:.4f} to {p.high:.4f}"
+        interval = "-" if p.low is None else f"[{p.low:.4f}, {p.high:.4f}]"
         yield (
             _say(p.strength),
             span,
@@ -215,7 +215,7 @@ def _mark(result: TuningRecord, point: TuningPoint) -> str:
     return ", ".join(marks)
 
 
-def setting(result: TuningRecord) -> str:
+def description(result: TuningRecord) -> str:
     """What was trained, in a sentence or two."""
     folds = {(job.seed, job.fold) for p in result.points for job in p.jobs}
     seeds = len({seed for seed, _ in folds})

@@ -1,4 +1,4 @@
-"""The twin of an architecture with dropout: derived, not written by hand."""
+"""The variant of an architecture with dropout: derived, not written by hand."""
 
 from __future__ import annotations
 
@@ -109,10 +109,10 @@ def with_dropout(
     *,
     seed: int | None = None,
 ) -> keras.Model:
-    """The same network with Dropout behind its hidden non-linearities.
+    """The same network with Dropout after its hidden non-linearities.
 
     Hidden is what a layer with weights still follows, so the output layer never gets
-    dropout. A recurrent layer gets it behind its output, as do wrapped layers: its
+    dropout. A recurrent layer gets it after its output, as do wrapped layers: its
     own state and those that it returns are left whole (Zaremba et al., 2014). The new
     model has weights of its own with the same values, and layers of the same names;
     the model handed in is left as it was.
@@ -123,7 +123,7 @@ def with_dropout(
             their own (a ``Bidirectional``, a subclassed block) stay as they are
             inside.
         rate: Share of units that are dropped in training; 0 or more, below 1.
-        where: Layers to put dropout behind: a predicate ``layer -> bool`` or a
+        where: Layers to put dropout after: a predicate ``layer -> bool`` or a
             collection of layers. Default: hidden layers with a non-linear activation,
             and hidden recurrent layers.
         seed: Seed of the masks; each Dropout gets one of its own made from it.
@@ -153,7 +153,7 @@ def derive(
     Args:
         model: As in ``with_dropout``, and so the others.
         rate: Share of units that are dropped in training.
-        where: Layers to put dropout behind.
+        where: Layers to put dropout after.
         seed: Seed of the masks.
         dropout: Made as ``dropout(rate, seed=..., name=...)``.
     """
@@ -163,7 +163,7 @@ def derive(
     calls = _rewrite(model, config, maker, where)
     if not calls:
         raise InputError(
-            f"model {model.name!r} has no hidden non-linearity to put dropout behind: "
+            f"model {model.name!r} has no hidden non-linearity to put dropout after: "
             "add a hidden layer with an activation, or leave out what has dropout "
             "(arms=['none', 'l2'], --arms none,l2)."
             if where is None
@@ -173,29 +173,29 @@ def derive(
     try:
         # What the user defined need not be registered to be rebuilt here.
         with keras.saving.CustomObjectScope(rebuilding.defined(model) | maker.classes):
-            twin: keras.Model = type(model).from_config(config)
+            variant: keras.Model = type(model).from_config(config)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"model {model.name!r} cannot be rewritten with dropout "
             f"({rebuilding.reason(error)}): {rebuilding.remedy(model)}"
         ) from error
-    copy_weights(model, twin)
-    return twin
+    copy_weights(model, variant)
+    return variant
 
 
-def copy_weights(model: keras.Model, twin: keras.Model) -> None:
-    """Give a twin the present weights of the model that it was derived from."""
-    for source, target in matching_weights(model, twin):
+def copy_weights(model: keras.Model, variant: keras.Model) -> None:
+    """Give a variant the present weights of the model that it was derived from."""
+    for source, target in matching_weights(model, variant):
         # A copy: on JAX the step that trains one model frees the buffers it shares.
         target.assign(np.array(keras.ops.convert_to_numpy(source.value)))
 
 
 def matching_weights(
-    model: keras.Model, twin: keras.Model
+    model: keras.Model, variant: keras.Model
 ) -> Iterator[tuple[keras.Variable, keras.Variable]]:
-    """Each weight of a model with the one of its twin, by the layers' names."""
+    """Each weight of a model with the one of its variant, by the layers' names."""
     for layer in model.layers:
-        same = twin.get_layer(layer.name)
+        same = variant.get_layer(layer.name)
         if is_graph(layer):
             yield from matching_weights(layer, same)
         else:
@@ -268,22 +268,22 @@ def _rewrite(
         if layer is not None:
             maker.name_class(entry, type(layer))
         if layer is not None and is_graph(layer):
-            behind = any(
+            after = any(
                 graph.weights_follow(model, call, followed)
                 for call in graph.calls
                 if call[0] == layer.name
             )
             inner = f"{prefix}{layer.name}/"
             count += _rewrite(
-                layer, entry["config"], maker, where, followed=behind, prefix=inner
+                layer, entry["config"], maker, where, followed=after, prefix=inner
             )
     taken = {x.name for x in (*model.layers, *getattr(model, "operations", ()))}
-    entry_behind = functools.partial(maker.entry, prefix=prefix, taken=taken)
+    entry_after = functools.partial(maker.entry, prefix=prefix, taken=taken)
     if isinstance(model, keras.Sequential):
-        _rewrite_chain(config, chosen, entry_behind)
+        _rewrite_chain(config, chosen, entry_after)
     else:
         outputs = followed or where is not None
-        _rewrite_graph(model, config, chosen, entry_behind, outputs=outputs)
+        _rewrite_graph(model, config, chosen, entry_after, outputs=outputs)
     return count
 
 
@@ -301,7 +301,7 @@ def _among(layers: Collection[keras.Layer]) -> Callable[[keras.Layer], bool]:
 def _is_non_linear(layer: Any) -> bool:
     if isinstance(layer, keras.layers.Wrapper):
         return _is_non_linear(layer.layer)
-    # Behind a recurrent layer dropout meets what it hands on, never its own state:
+    # After a recurrent layer dropout meets what it hands on, never its own state:
     # Zaremba et al. (2014), "Recurrent neural network regularization".
     if isinstance(layer, (*_NON_LINEAR, *_RECURRENT)):
         return True
@@ -316,14 +316,14 @@ def _is_non_linear(layer: Any) -> bool:
 def _rewrite_chain(
     config: dict[str, Any],
     chosen: set[Call],
-    entry_behind: Callable[[Call], dict[str, Any]],
+    entry_after: Callable[[Call], dict[str, Any]],
 ) -> None:
     layers = []
     for entry in config["layers"]:
         layers.append(entry)
         call = (entry["config"].get("name"), 0)
         if call in chosen:
-            layers.append(entry_behind(call))
+            layers.append(entry_after(call))
     config["layers"] = layers
     # It describes the shapes of the old chain; the input layer gives them anew.
     if "InputLayer" in (entry["class_name"] for entry in layers):
@@ -334,7 +334,7 @@ def _rewrite_graph(
     model: keras.Model,
     config: dict[str, Any],
     chosen: set[Call],
-    entry_behind: Callable[[Call], dict[str, Any]],
+    entry_after: Callable[[Call], dict[str, Any]],
     *,
     outputs: bool,
 ) -> None:
@@ -344,15 +344,15 @@ def _rewrite_graph(
         model: The model of the config.
         config: Changed in place.
         chosen: The calls.
-        entry_behind: Makes the dropout layer of a call.
-        outputs: Whether the model's own outputs are taken behind the dropout too.
+        entry_after: Makes the dropout layer of a call.
+        outputs: Whether the model's own outputs are taken after the dropout too.
     """
     added: dict[Call, dict[str, Any]] = {}
 
-    def behind(call: Call, shape: Any, dtype: Any) -> list[Any]:
-        """The output of the dropout behind a call, as ``keras_history`` has it."""
+    def after(call: Call, shape: Any, dtype: Any) -> list[Any]:
+        """The output of the dropout after a call, as ``keras_history`` has it."""
         if call not in added:
-            added[call] = entry_behind(call)
+            added[call] = entry_after(call)
             tensor = {"shape": shape, "dtype": dtype, "keras_history": [*call, 0]}
             source = {"class_name": "__keras_tensor__", "config": tensor}
             added[call]["inbound_nodes"] = [{"args": [source], "kwargs": {}}]
@@ -366,13 +366,13 @@ def _rewrite_graph(
         call = output_call(model, value)
         # Keras finds the tensor by its history; shape and dtype are not looked at.
         dropped = call in chosen and is_first(value)
-        return behind(call, [None], "float32") if dropped else value
+        return after(call, [None], "float32") if dropped else value
 
     for entry in config["layers"]:
         for tensor in tensors_in(entry["inbound_nodes"]):
             call = call_of(tensor)
             if call in chosen and is_first(tensor["keras_history"]):
-                tensor["keras_history"] = behind(call, tensor["shape"], tensor["dtype"])
+                tensor["keras_history"] = after(call, tensor["shape"], tensor["dtype"])
     if outputs:
         config["output_layers"] = redirected(config["output_layers"])
     config["layers"] += added.values()

@@ -110,15 +110,15 @@ def is_per_unit(variable: keras.Variable) -> bool:
     )
 
 
-def format_fans(fans: Mapping[Shape, float]) -> str | None:
+def format_fan_ins(fan_ins: Mapping[Shape, float]) -> str | None:
     """Fan-ins by shape as a string, for those that the shape alone does not tell."""
-    told = {s: f for s, f in fans.items() if f != fan_in_of_shape(s)}
+    told = {s: f for s, f in fan_ins.items() if f != fan_in_of_shape(s)}
     parts = ("x".join(map(str, s)) + f":{f:.17g}" for s, f in sorted(told.items()))
     return " ".join(parts) or None
 
 
-def parse_fans(text: str) -> dict[Shape, float]:
-    """The inverse of ``format_fans``.
+def parse_fan_ins(text: str) -> dict[Shape, float]:
+    """The inverse of ``format_fan_ins``.
 
     Raises:
         ValueError: If the text has another form.

@@ -14,8 +14,8 @@ from reference import mean_squared_error
 from second_pass import gradients
 
 from keras_scaled_l2 import CostMonitor, ScaledL2, attach
+from keras_scaled_l2.gradient_norms import measure_gradients
 from keras_scaled_l2.gradients import to_numpy
-from keras_scaled_l2.probe import probe_gradients
 from keras_scaled_l2.rule import Quadratic
 
 BACKEND = keras.config.backend()
@@ -39,11 +39,11 @@ class Watch(keras.callbacks.Callback):
         self.records = []
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.probe = probe_gradients(self.model, self.params)
-        self.probe.watch(self.due, self.records.append)
+        self.measurement = measure_gradients(self.model, self.params)
+        self.measurement.watch(self.due, self.records.append)
 
     def on_train_end(self, logs=None):
-        self.probe.remove()
+        self.measurement.remove()
 
 
 def fit(model, x, y, *callbacks, epochs=2, **arguments):
@@ -87,7 +87,7 @@ def test_data_norm_keeps_its_digits_under_a_penalty_of_another_size(times):
     [record] = watched(model, x, y, epochs=1)
     kernel, bias = record.norms.values()
     assert kernel.penalty / data_norm == pytest.approx(times, rel=1e-5)
-    # The bound in the docstring of GradientProbe, and the up to a thousand.
+    # The docstring's bound of GradientMeasurement, and the up to a thousand.
     bound = max(1e-5, 1e-7 * times)
     assert bound <= 1e-4 or times > 1e3
     assert kernel.data == pytest.approx(data_norm, rel=bound)
@@ -141,11 +141,11 @@ def test_penalties_of_another_form_are_left_out_of_the_norms(tmp_path):
     both = keras.regularizers.L1L2(0.1, 0.1)
     quadratic = keras.regularizers.L1L2(0.0, 0.1)
     model = three(l1, both, quadratic)
-    twin = three(None, None, None)
-    twin.set_weights(model.get_weights())
+    unpenalized = three(None, None, None)
+    unpenalized.set_weights(model.get_weights())
     [record] = watched(model, x, y, epochs=1)
     assert list(record.norms) == ["chain/c/kernel"]
-    *_, expected = gradients(twin, x, y)
+    *_, expected = gradients(unpenalized, x, y)
     norms = record.norms["chain/c/kernel"]
     assert norms.data == pytest.approx(np.linalg.norm(expected), rel=1e-5)
     assert norms.penalty == pytest.approx(0.2 * norms.weight, rel=1e-6)
@@ -228,9 +228,9 @@ def test_coefficient_that_changes_between_epochs_is_followed():
     model = compiled(
         keras.Sequential([keras.Input((4,)), unit]), learning_rate=0.0, **QUICK
     )
-    twin = linear()
-    twin.set_weights([v.numpy() for v in model.trainable_weights])
-    expected = [np.linalg.norm(g) for g in gradients(twin, x, y)]
+    unpenalized = linear()
+    unpenalized.set_weights([v.numpy() for v in model.trainable_weights])
+    expected = [np.linalg.norm(g) for g in gradients(unpenalized, x, y)]
 
     class Raise(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -273,12 +273,12 @@ def test_update_freq_chooses_the_steps(update_freq, measured, costs, tmp_path):
 
 def test_costs_of_single_steps_are_those_of_their_batches(tmp_path):
     x, y = data()
-    model, twin = linear(ScaledL2(1.0)), linear(ScaledL2(1.0))
+    model, again = linear(ScaledL2(1.0)), linear(ScaledL2(1.0))
     fit(model, x, y, CostMonitor(tmp_path, 1), epochs=1)
     expected = []
     for i in (0, 4, 8):
-        twin.reset_metrics()  # Keras 3.8 goes on with the mean of the batches before
-        loss = twin.train_on_batch(x[i : i + BATCH], y[i : i + BATCH])
+        again.reset_metrics()  # Keras 3.8 goes on with the mean of the batches before
+        loss = again.train_on_batch(x[i : i + BATCH], y[i : i + BATCH])
         expected.append(float(loss))
     found = [value for _, value in scalars(tmp_path)["cost/total"]]
     assert found == pytest.approx(expected, rel=1e-5)
@@ -503,9 +503,9 @@ def test_step_past_compute_loss_gives_no_norms_rather_than_wrong_ones(tmp_path):
 def test_step_that_forgets_the_penalties_has_the_norms_of_the_data_alone(tmp_path):
     x, y = data(BATCH)
     model = past(ScaledL2(1.0))
-    twin = past(None)
-    twin.set_weights(model.get_weights())
-    expected = [np.linalg.norm(g) for g in gradients(twin, x, y)]
+    unpenalized = past(None)
+    unpenalized.set_weights(model.get_weights())
+    expected = [np.linalg.norm(g) for g in gradients(unpenalized, x, y)]
     with pytest.warns(UserWarning, match="does not act in training"):
         fit(model, x, y, CostMonitor(tmp_path), epochs=1)
     found = scalars(tmp_path)
@@ -535,23 +535,23 @@ def test_diverged_training_goes_on_and_says_so(tmp_path):
 # -------------------------------------------------------------------------- installing
 
 
-def test_probe_of_a_fit_is_one_and_leaves_with_its_remover():
+def test_measurement_of_a_fit_is_one_and_leaves_with_its_remover():
     model = linear(ScaledL2(1.0))
     fit(model, *data(), epochs=1)
     metrics, attributes = model.metrics, set(vars(model))
     of_optimizer = set(vars(model.optimizer))
     fit_1, fit_2 = {}, {}
-    probe = probe_gradients(model, fit_1)
-    assert probe_gradients(model, fit_1) is probe
+    measurement = measure_gradients(model, fit_1)
+    assert measure_gradients(model, fit_1) is measurement
     assert not [name for name in vars(model) if "keras_scaled_l2" in name]
     # What was compiled serves the next fit; who watched in the first does not hear.
     first = []
-    probe.watch(lambda: True, first.append)
-    other = probe_gradients(model, fit_2)
-    assert other is probe
+    measurement.watch(lambda: True, first.append)
+    other = measure_gradients(model, fit_2)
+    assert other is measurement
     fit(model, *data(), epochs=1)
     assert first == []
-    assert probe_gradients(model, fit_2) is other
+    assert measure_gradients(model, fit_2) is other
     other.remove()
     other.remove()
     from keras_scaled_l2.costs import split_cost

@@ -55,7 +55,7 @@ class StepRecord(NamedTuple):
 Watcher = tuple[Callable[[], bool], Callable[[StepRecord], None]]
 
 
-def probe_gradients(model: keras.Model, fit: object) -> GradientProbe:
+def measure_gradients(model: keras.Model, fit: object) -> GradientMeasurement:
     """The measurement of a model's gradients, installed if it is not yet.
 
     One that a broken-off ``fit`` left is removed, and one whose step another callback
@@ -73,28 +73,28 @@ def probe_gradients(model: keras.Model, fit: object) -> GradientProbe:
     if found is not None:
         found.remove()
     split = split_cost(model)
-    kept: GradientProbe | None = split.probe
+    kept: GradientMeasurement | None = split.measurement
     if kept is None or not kept.is_right():
-        split.probe = kept = GradientProbe(model, split)
+        split.measurement = kept = GradientMeasurement(model, split)
     kept.install(fit)
     return kept
 
 
-def _installed(model: keras.Model) -> GradientProbe | None:
+def _installed(model: keras.Model) -> GradientMeasurement | None:
     """The measurement that a model carries, by the metric that it has put there."""
     own = [m for m in _keras.tracked_metrics(model) if isinstance(m, _Statistics)]
-    return own[0].probe if own else None
+    return own[0].measurement if own else None
 
 
-def remove_stale_probe(model: keras.Model, fit: object) -> None:
+def remove_stale_measurement(model: keras.Model, fit: object) -> None:
     """Remove the measurement that an earlier, broken-off ``fit`` left on a model."""
     found = _installed(model)
     if found is not None and found.fit is not fit:
         found.remove()
 
 
-class GradientProbe:
-    """Measures those steps of a model that somebody watches; see ``probe_gradients``.
+class GradientMeasurement:
+    """Measures those steps of a model that somebody watches; see ``measure_gradients``.
 
     For each trainable weight a measured step also computes the squared norms of the
     data gradient ``g - 2 c w`` and of ``w``. TensorFlow's graph has the data gradient
@@ -301,9 +301,9 @@ class GradientProbe:
 class _Statistics(keras.metrics.Metric):
     """Carries the numbers out of the step as Keras carries a metric; logs nothing."""
 
-    def __init__(self, weights: int, probe: GradientProbe) -> None:
+    def __init__(self, weights: int, measurement: GradientMeasurement) -> None:
         super().__init__(name="gradient_statistics")
-        self.probe = probe
+        self.measurement = measurement
         # Every replica computes the same sums; of the costs each knows its share.
         self.squares = self.add_variable(
             (weights, 2), "zeros", aggregation="only_first_replica"
