@@ -103,6 +103,12 @@ def add_metric(model: keras.Model, metric: keras.Metric) -> None:
     _note_variables(model)
 
 
+def remove_metric(model: keras.Model, metric: keras.Metric) -> None:
+    """Take back what ``add_metric`` added, if it is still there."""
+    if any(own is metric for own in tracked_metrics(model)):
+        tracked_metrics(model).remove(metric)
+
+
 def _note_variables(model: keras.Model) -> None:
     """Up to 3.11 JAX's trainer notes as a fit begins where all variables lie."""
     if hasattr(model, "_metrics_variable_shardings"):

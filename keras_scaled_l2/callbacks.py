@@ -117,7 +117,7 @@ class ApplyL2(keras.callbacks.Callback):
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Attaches, counts and resolves."""
         model = self.model
-        finish_learning(model)
+        finish_learning(model)  # of a fit that broke off
         build_from_running_fit(model)
         counted = data_of_running_fit(model)
         samples = counted.samples if self.samples is None else self.samples
@@ -161,8 +161,9 @@ class ApplyL2(keras.callbacks.Callback):
     def on_train_end(self, logs: Logs | None = None) -> None:
         """Leaves of itself nothing but the rule."""
         remove_temporary_split(self.model)
-        finish_learning(self.model)
-        self._learning = None
+        if self._learning is not None:
+            self._learning.remove()
+            self._learning = None
 
     def _learn(self) -> Learning:
         found = self.examples or examples_of_running_fit(self.model)

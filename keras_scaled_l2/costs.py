@@ -19,9 +19,9 @@ from keras_scaled_l2.gradients import (
     Tensor,
     can_store,
     metric_values,
-    shadow,
     strategy_scope,
 )
+from keras_scaled_l2.handles import Handle, shadow
 from keras_scaled_l2.means import NAMES, PairOfMeans, is_ours, names_in_logs
 from keras_scaled_l2.parts import (
     penalties_noted,
@@ -33,7 +33,6 @@ from keras_scaled_l2.parts import (
 Observer = Callable[[Tensor, Tensor, Mapping[int, Tensor] | None], None]
 """Given data cost, penalty and weights of a batch, as in ``Parts``."""
 
-_INSTALLED = "_keras_scaled_l2_split"
 _CACHED = "_keras_scaled_l2_splits"
 _MADE = "_keras_scaled_l2_made_for"
 
@@ -107,7 +106,7 @@ class CostSplit:
         self._found_key: Key = ()
         self._placed: Any = None
         self._make: dict[str, Callable[..., Any]] = {}
-        self._undo: list[Callable[[], None]] = []
+        self._handle = Handle()
 
     @property
     def forgotten(self) -> bool:
@@ -128,8 +127,8 @@ class CostSplit:
             "make_test_function": self._maker("test"),
             _keras.FLATTEN_METRICS: self._flattener(),
         }
-        self._undo = [shadow(model, name, cover) for name, cover in covers.items()]
-        vars(model)[_INSTALLED] = self
+        shadows = [shadow(model, name, cover) for name, cover in covers.items()]
+        self._handle = Handle(self._give_back, *(s.remove for s in shadows))
         if not same_key(self._key_made(self._made["train"]), self._found_key):
             self._forget()
         model.train_function = self._made["train"]
@@ -147,17 +146,14 @@ class CostSplit:
 
     def remove(self) -> None:
         """Leaves the model as it was found."""
-        model = self.model
-        if vars(model).get(_INSTALLED) is not self:
-            return
         if self.probe is not None:
             self.probe.remove()
-        del vars(model)[_INSTALLED]
-        if any(metric is self._pair for metric in _keras.tracked_metrics(model)):
-            _keras.tracked_metrics(model).remove(self._pair)
-        for undo in reversed(self._undo):
-            undo()
-        self._undo = []
+        self._handle.remove()
+
+    def _give_back(self) -> None:
+        """Metric and steps, once the methods are uncovered."""
+        model = self.model
+        _keras.remove_metric(model, self._pair)
         key, found = key_of(model), self._found
         # Not kept here: on JAX a step that is alive shares its traces with the next.
         self._found = (None, None)
@@ -209,11 +205,8 @@ class CostSplit:
             return self._marked(kind, step, *arguments)
 
         before = getattr(model, f"{kind}_function")
-        undo = shadow(model, f"{kind}_step", marked)
-        try:
+        with shadow(model, f"{kind}_step", marked):
             self._make[kind](force=True)
-        finally:
-            undo()
         function = getattr(model, f"{kind}_function")
         setattr(model, f"{kind}_function", before)
         if kind == "test":
@@ -325,6 +318,12 @@ class CostSplit:
             self.observer(data, penalty, weights)
 
 
+def _installed(model: keras.Model) -> CostSplit | None:
+    """The split that a model carries, by the metric that it has put there."""
+    pairs = [m for m in _keras.tracked_metrics(model) if isinstance(m, PairOfMeans)]
+    return pairs[0].split if pairs else None
+
+
 def split_cost(model: keras.Model, *, logged: bool = True) -> CostSplit:
     """The split of a compiled model's cost, installed if it is not yet.
 
@@ -340,7 +339,7 @@ def split_cost(model: keras.Model, *, logged: bool = True) -> CostSplit:
     Raises:
         ValueError: If the model is not compiled, or has metrics of these names.
     """
-    found: CostSplit | None = vars(model).get(_INSTALLED)
+    found = _installed(model)
     listener = None
     if found is not None:
         if found.logged or not logged:
@@ -356,7 +355,7 @@ def split_cost(model: keras.Model, *, logged: bool = True) -> CostSplit:
 
 def is_split(model: keras.Model) -> bool:
     """Whether the split is installed on the model, and logged."""
-    found: CostSplit | None = vars(model).get(_INSTALLED)
+    found = _installed(model)
     return found is not None and found.logged
 
 
@@ -373,7 +372,7 @@ def tell_first_step(model: keras.Model, tell: Callable[[FirstStep], None]) -> bo
     """
     if not (weighs_penalties(model) or steps_by_itself(model)):
         return False
-    split: CostSplit | None = vars(model).get(_INSTALLED)
+    split = _installed(model)
     if split is None:
         split = split_cost(model, logged=False)
         split.temporary = True
@@ -383,6 +382,6 @@ def tell_first_step(model: keras.Model, tell: Callable[[FirstStep], None]) -> bo
 
 def remove_temporary_split(model: keras.Model) -> None:
     """Remove a split that was to last for one training, if there is one."""
-    found: CostSplit | None = vars(model).get(_INSTALLED)
+    found = _installed(model)
     if found is not None and found.temporary:
         found.remove()

@@ -14,7 +14,7 @@ from keras import ops
 
 from keras_scaled_l2.backends import current_backend
 from keras_scaled_l2.backends.contract import Backend, Measure, Tensor
-from keras_scaled_l2.backends.plain import shadow, summable
+from keras_scaled_l2.backends.plain import summable
 
 _BACKEND: Backend = current_backend()
 
@@ -46,7 +46,6 @@ __all__ = [
     "penalty_line",
     "penalty_scope",
     "runs_in_xla",
-    "shadow",
     "shift_gradients",
     "squared_norms",
     "strategy_scope",

@@ -21,10 +21,10 @@ from keras_scaled_l2.curvature import directions, rows_per_example, transformed
 from keras_scaled_l2.gradients import (
     Tensor,
     gradient_function,
-    shadow,
     shift_gradients,
     to_numpy,
 )
+from keras_scaled_l2.handles import shadow
 
 # Rows are float32: what is smaller is rounding, such as a shift of all logits.
 RANK = 1e-5
@@ -254,7 +254,7 @@ def _factorized(model: keras.Model, x: Any) -> list[Any]:
 
     with contextlib.ExitStack() as stack:
         for layer in layers:
-            stack.callback(shadow(layer, "call", noted(layer)))
+            stack.enter_context(shadow(layer, "call", noted(layer)))
         model(ops.convert_to_tensor(x), training=False)
     return [layer for layer in layers if calls[id(layer)] == [2]]
 
@@ -276,8 +276,8 @@ def _shifts(
         def shifted(z: Tensor) -> Tensor:
             return activation(z + ops.cast(shift, z.dtype))
 
-        stack.callback(shadow(layer, "call", noted))
-        stack.callback(shadow(layer, "activation", shifted))
+        stack.enter_context(shadow(layer, "call", noted))
+        stack.enter_context(shadow(layer, "activation", shifted))
 
     with contextlib.ExitStack() as stack:
         for place, (layer, shift) in enumerate(zip(layers, shifts, strict=True)):

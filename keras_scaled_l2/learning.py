@@ -167,8 +167,8 @@ class Learning:
             g.paths[0]: Learned(g.coefficient, g.gamma, g.size) for g in self._groups
         }
 
-    def finish(self) -> None:
-        """Leave plain rules with the strengths that were found."""
+    def remove(self) -> None:
+        """Leaves plain rules with the strengths that were found."""
         finish_learning(self._model)
 
     def _update(self, due: Sequence[_Group]) -> None:

@@ -28,15 +28,15 @@ class PairOfMeans(_keras.MetricsList):
         # Of the second and later calls of compute_loss in a step.
         self.again = [_Mean(name=f"{name}_again") for name in NAMES]
         super().__init__(metrics=[*self.first, *self.again], name="cost_split")
-        self._split = split
+        self.split = split
 
     def result(self) -> dict[str, Tensor]:
         """Both means by name, as they stand in the logs."""
-        if not self._split.logged:
+        if not self.split.logged:
             return {}
         # The last of the name: its result is the one that Keras logs.
-        losses = [m for m in self._split.model.metrics if m.name == "loss"]
-        if not (self._split.repeated and losses and is_known(losses[-1].variables)):
+        losses = [m for m in self.split.model.metrics if m.name == "loss"]
+        if not (self.split.repeated and losses and is_known(losses[-1].variables)):
             return {mean.name: mean.result() for mean in self.first}
         return self._nearest(losses[-1].result())
 

@@ -15,10 +15,10 @@ from keras_scaled_l2.counts import penalized_weights
 from keras_scaled_l2.gradients import (
     Tensor,
     penalty_scope,
-    shadow,
     to_numpy,
     value_and_slopes,
 )
+from keras_scaled_l2.handles import shadow
 
 
 class Parts(NamedTuple):
@@ -201,11 +201,8 @@ def _recorded(thing: Any, name: str, values: list[Tensor]) -> Iterator[None]:
             values.append(value)
         return value
 
-    undo = shadow(thing, name, record)
-    try:
+    with shadow(thing, name, record):
         yield
-    finally:
-        undo()
 
 
 @contextlib.contextmanager

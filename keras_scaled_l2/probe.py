@@ -26,9 +26,8 @@ from keras_scaled_l2.gradients import (
     to_numpy,
     whole_gradient,
 )
+from keras_scaled_l2.handles import Handle
 from keras_scaled_l2.rule import effective_coefficient
-
-_INSTALLED = "_keras_scaled_l2_probe"
 
 
 class GradientNorms(NamedTuple):
@@ -67,7 +66,7 @@ def probe_gradients(model: keras.Model, fit: object) -> GradientProbe:
         model: A compiled and built model.
         fit: Whatever tells the running ``fit`` from another; compared by ``is``.
     """
-    found: GradientProbe | None = vars(model).get(_INSTALLED)
+    found = _installed(model)
     if found is not None and found.fit is fit and found.in_use:
         found.read_coefficients()
         return found
@@ -81,9 +80,15 @@ def probe_gradients(model: keras.Model, fit: object) -> GradientProbe:
     return kept
 
 
+def _installed(model: keras.Model) -> GradientProbe | None:
+    """The measurement that a model carries, by the metric that it has put there."""
+    own = [m for m in _keras.tracked_metrics(model) if isinstance(m, _Statistics)]
+    return own[0].probe if own else None
+
+
 def remove_stale_probe(model: keras.Model, fit: object) -> None:
     """Remove the measurement that an earlier, broken-off ``fit`` left on a model."""
-    found: GradientProbe | None = vars(model).get(_INSTALLED)
+    found = _installed(model)
     if found is not None and found.fit is not fit:
         found.remove()
 
@@ -118,10 +123,10 @@ class GradientProbe:
         self._rules = [v.regularizer for v in self._weights]
         self._names = _unique_paths(self._weights)
         with strategy_scope(model):
-            self._metric = _Statistics(len(self._weights))
+            self._metric = _Statistics(len(self._weights), self)
         slots = self._metric.squares, self._metric.weights
         self._shadows = interceptor(model, *slots, self._measure)
-        self._undo: Callable[[], None] = lambda: None
+        self._handle = Handle()
         self._train_function: Callable[..., Any] | None = None
         self._remade = False
 
@@ -137,9 +142,8 @@ class GradientProbe:
         self.read_coefficients()
         self._before = model.train_function
         _keras.add_metric(model, self._metric)
-        self._undo = self._shadows()
+        self._handle = Handle(self._give_back, self._shadows().remove)
         self._split.observer = self._record_costs
-        vars(model)[_INSTALLED] = self
         if self._train_function is None:
             self._train_function = self._switch()
         model.train_function = self._train_function
@@ -168,13 +172,13 @@ class GradientProbe:
 
     def remove(self) -> None:
         """Leaves the optimizer and the model as they were found."""
+        self._handle.remove()
+
+    def _give_back(self) -> None:
+        """Metric and step, once the methods are uncovered."""
         model = self._model
-        if vars(model).get(_INSTALLED) is not self:
-            return
-        del vars(model)[_INSTALLED]
-        self._undo()
         self._split.observer = None
-        _keras.tracked_metrics(model).remove(self._metric)
+        _keras.remove_metric(model, self._metric)
         self._remade = not self.in_use
         if self.in_use:
             model.train_function = self._before
@@ -297,8 +301,9 @@ class GradientProbe:
 class _Statistics(keras.metrics.Metric):
     """Carries the numbers out of the step as Keras carries a metric; logs nothing."""
 
-    def __init__(self, weights: int) -> None:
+    def __init__(self, weights: int, probe: GradientProbe) -> None:
         super().__init__(name="gradient_statistics")
+        self.probe = probe
         # Every replica computes the same sums; of the costs each knows its share.
         self.squares = self.add_variable(
             (weights, 2), "zeros", aggregation="only_first_replica"

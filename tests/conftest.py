@@ -56,6 +56,7 @@ ONCE = {
     "test_cli_transfer.py",
     "test_cli_tune.py",
     "test_experiment_remedies.py",
+    "test_handles.py",
     "test_interrupts.py",
     "test_naming.py",
     "test_page.py",

@@ -410,10 +410,20 @@ def test_split_reports_its_parts_in_evaluate_until_it_is_removed():
     assert after == pytest.approx(before, rel=1e-6)
 
 
-def test_split_twice_is_one_split():
+def test_split_twice_is_one_split_and_found_without_an_attribute_of_its_own():
     model = linear(ScaledL2(2.0))
     assert split_cost(model) is split_cost(model)
     assert len(model._metrics) == 1
+    assert not [name for name in vars(model) if "keras_scaled_l2" in name]
+
+
+def test_split_removed_twice_leaves_what_was_put_on_in_between():
+    model = linear(ScaledL2(2.0))
+    split = split_cost(model)
+    split.remove()
+    vars(model)["compute_loss"] = theirs = model.compute_loss
+    split.remove()
+    assert vars(model)["compute_loss"] is theirs
 
 
 def test_split_removed_leaves_the_model_as_it_was_found():

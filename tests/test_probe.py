@@ -543,6 +543,7 @@ def test_probe_of_a_fit_is_one_and_leaves_with_its_remover():
     fit_1, fit_2 = {}, {}
     probe = probe_gradients(model, fit_1)
     assert probe_gradients(model, fit_1) is probe
+    assert not [name for name in vars(model) if "keras_scaled_l2" in name]
     # What was compiled serves the next fit; who watched in the first does not hear.
     first = []
     probe.watch(lambda: True, first.append)

@@ -12,8 +12,8 @@ from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.results.files import read_json
 from keras_scaled_l2.experiments.results.scaling import Interval
+from keras_scaled_l2.experiments.results.transfer_records import Regret, RuleTransfer
 from keras_scaled_l2.experiments.results.transfer_text import findings
-from keras_scaled_l2.experiments.results.transferring import Regret, RuleTransfer
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.results.curve import Sample, curve
 from keras_scaled_l2.experiments.results.tuning import (
     Measured,
-    TuningJob,
     TuningResult,
     make_result,
 )
+from keras_scaled_l2.experiments.results.tuning_records import TuningJob
 from keras_scaled_l2.experiments.results.tuning_text import LEGEND
 
 E_FOLDS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import keras
 
+from keras_scaled_l2.handles import Handle
+
 Tensor = Any
 """A tensor of whichever backend Keras runs on, or a ``keras.Variable``."""
 
@@ -70,7 +72,7 @@ class Backend(Protocol):
         slot: keras.Variable,
         given: keras.Variable,
         measure: Measure,
-    ) -> Callable[[], Callable[[], None]]:
+    ) -> Callable[[], Handle]:
         """Call ``measure`` with the gradients that the model's optimizer receives.
 
         Every way to the weights leads through the optimizer's ``apply``, on JAX
@@ -86,8 +88,8 @@ class Backend(Protocol):
 
         Returns:
             A function that installs this, any number of times with the same shadows, so
-            that a step that was compiled with them stays right. It returns a function
-            that leaves the optimizer and the model as they were found.
+            that a step that was compiled with them stays right. Removing the handle
+            leaves the optimizer and the model as they were found.
         """
 
     def value_and_slopes(

@@ -17,11 +17,11 @@ from keras_scaled_l2.backends.plain import (
     loss_scale,
     penalty_scope,
     runs_in_xla,
-    shadow,
     sum_of_squares,
     to_numpy,
     whole_gradient,
 )
+from keras_scaled_l2.handles import Handle, shadow
 
 __all__ = [
     "can_store",
@@ -60,7 +60,7 @@ def squared_norms(
 
 def interceptor(
     model: keras.Model, slot: keras.Variable, given: keras.Variable, measure: Measure
-) -> Callable[[], Callable[[], None]]:
+) -> Callable[[], Handle]:
     """See ``contract.Backend``.
 
     Gradients pass ``stateless_apply``, numbers leave with the state.
@@ -99,15 +99,11 @@ def interceptor(
             metrics[_position(model, slot)] = stored
         return logs, (*state[:3], metrics)
 
-    def install() -> Callable[[], None]:
-        undo_apply = shadow(optimizer, "stateless_apply", stateless_apply)
-        undo_step = shadow(model, "train_step", measured_step)
-
-        def undo() -> None:
-            undo_apply()
-            undo_step()
-
-        return undo
+    def install() -> Handle:
+        return Handle(
+            shadow(optimizer, "stateless_apply", stateless_apply).remove,
+            shadow(model, "train_step", measured_step).remove,
+        )
 
     return install
 

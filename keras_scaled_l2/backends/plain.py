@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_scaled_l2 import _keras
 from keras_scaled_l2.backends.contract import Measure, Tensor
+from keras_scaled_l2.handles import Handle, shadow
 
 # XLA adds dimensions of 32 and more up in windows, and smaller ones one by one.
 _XLA_WINDOW = 32
@@ -73,7 +74,7 @@ def data_summand(gradient: Tensor) -> Tensor | None:
 
 def interceptor(
     model: keras.Model, slot: keras.Variable, given: keras.Variable, measure: Measure
-) -> Callable[[], Callable[[], None]]:
+) -> Callable[[], Handle]:
     """See ``contract.Backend``: the optimizer's ``apply``."""
     optimizer = model.optimizer
     original = optimizer.apply
@@ -151,19 +152,3 @@ def no_training(*_: Any, **__: Any) -> NoReturn:
 
 
 value_and_slopes = loss_gradients = gradient_function = shift_gradients = no_training
-
-
-def shadow(thing: Any, name: str, function: Any) -> Callable[[], None]:
-    """Cover a method on one instance; the function returned uncovers it."""
-    # Past the __setattr__ of Keras and torch, which looks for layers and weights.
-    attributes = vars(thing)
-    covered = attributes.get(name)
-    attributes[name] = function
-
-    def undo() -> None:
-        if covered is None:
-            del attributes[name]
-        else:
-            attributes[name] = covered
-
-    return undo

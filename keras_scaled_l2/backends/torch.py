@@ -23,6 +23,7 @@ from keras_scaled_l2.backends.plain import (
     to_numpy,
     whole_gradient,
 )
+from keras_scaled_l2.handles import Handle
 
 __all__ = [
     "can_store",
@@ -112,7 +113,7 @@ def _difference(gradient: Any, scale: Any, factor: Any, weight: Any) -> Any:
 
 def interceptor(
     model: keras.Model, slot: keras.Variable, given: keras.Variable, measure: Measure
-) -> Callable[[], Callable[[], None]]:
+) -> Callable[[], Handle]:
     """See ``contract.Backend``."""
     # Looking variables up by identity is beyond torch.compile; sums of squares are no
     # faster in it.

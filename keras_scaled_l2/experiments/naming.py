@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import itertools
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,9 +18,8 @@ import keras
 
 from keras_scaled_l2 import _keras
 
-# Private, but how Keras names what it is given no name for, whatever the class.
-
-_PATHS = "_keras_scaled_l2_paths"
+_NAMES: weakref.WeakKeyDictionary[keras.Model, Any] = weakref.WeakKeyDictionary()
+"""Network -> what its weights are called, in the order of ``model.weights``."""
 _NUMBER = re.compile(r"_\d+$")
 _WRAPPED = ("", "forward_", "backward_")
 """What ``Bidirectional`` puts before the name that its layer had."""
@@ -27,14 +27,13 @@ _WRAPPED = ("", "forward_", "backward_")
 
 def paths(model: keras.Model) -> dict[int, str]:
     """``id`` of each weight -> its path, the same for a model that is made again."""
-    names = vars(model).get(_PATHS) or plain_paths(model)
+    names = _NAMES.get(model) or plain_paths(model)
     return {id(v): name for v, name in zip(model.weights, names, strict=True)}
 
 
 def set_paths(model: keras.Model, names: Sequence[str]) -> None:
     """Say what ``paths`` is to call the weights, in the order of ``model.weights``."""
-    # In vars(), past Keras's tracking: it must not reach a config.
-    vars(model)[_PATHS] = tuple(names)
+    _NAMES[model] = tuple(names)
 
 
 def plain_paths(model: keras.Model, again: keras.Model | None = None) -> list[str]:

@@ -14,14 +14,14 @@ from keras_scaled_l2.experiments.plan import Plan
 from keras_scaled_l2.experiments.plane import Point, best_pair, half_decades, means
 from keras_scaled_l2.experiments.results import scaling, transfer_text
 from keras_scaled_l2.experiments.results.scaling import Sweep
-from keras_scaled_l2.experiments.results.transferring import (
+from keras_scaled_l2.experiments.results.transfer_records import (
     Regret,
     RuleTransfer,
     TransferJob,
     TransferPoint,
-    TransferResult,
     TransferSize,
 )
+from keras_scaled_l2.experiments.results.transferring import TransferResult
 from keras_scaled_l2.experiments.search import Place
 from keras_scaled_l2.experiments.transfer_lines import (
     POWERS,

@@ -20,10 +20,10 @@ from keras_scaled_l2.experiments.results.curve import Block
 from keras_scaled_l2.experiments.results.files import finite
 from keras_scaled_l2.experiments.results.tuning import (
     Measured,
-    TuningJob,
     TuningResult,
     make_result,
 )
+from keras_scaled_l2.experiments.results.tuning_records import TuningJob
 from keras_scaled_l2.experiments.search import (
     Finished,
     Place,

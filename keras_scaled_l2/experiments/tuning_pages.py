@@ -19,7 +19,8 @@ from keras_scaled_l2.experiments.results.files import (
     write_json,
     write_text,
 )
-from keras_scaled_l2.experiments.results.tuning import TuningPoint, TuningResult
+from keras_scaled_l2.experiments.results.tuning import TuningResult
+from keras_scaled_l2.experiments.results.tuning_records import TuningPoint
 from keras_scaled_l2.tensorboard import EventFile
 
 if TYPE_CHECKING:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from keras_scaled_l2.experiments.results.scaling import Interval
-
-if TYPE_CHECKING:
-    from keras_scaled_l2.experiments.results.transferring import (
-        Regret,
-        RuleTransfer,
-        TransferResult,
-    )
+from keras_scaled_l2.experiments.results.transfer_records import (
+    Regret,
+    RuleTransfer,
+    TransferRecord,
+)
 
 GOAL = 0.02
 """A rule that loses no more than 2 % is called one that transfers."""
 _WORDS = {"data_loss": "validation data loss", "accuracy": "validation accuracy"}
 
 
-def findings(result: TransferResult) -> list[str]:
+def findings(result: TransferRecord) -> list[str]:
     """What the intervals support, the answer first."""
     lines = []
     for criterion, exponent in result.exponents.items():
@@ -37,7 +34,7 @@ def findings(result: TransferResult) -> list[str]:
     return lines
 
 
-def _rules(result: TransferResult, criterion: str) -> str:
+def _rules(result: TransferRecord, criterion: str) -> str:
     rules = [rule for rule in result.rules if rule.criterion == criterion]
     good = [rule.rule for rule in rules if _transfers(rule)]
     bad = [rule.rule for rule in rules if _fails(rule)]
@@ -79,7 +76,7 @@ def _exponent(criterion: str, exponent: Interval) -> str:
     return f"{text}."
 
 
-def as_text(result: TransferResult) -> str:
+def as_text(result: TransferRecord) -> str:
     """Table and findings for a terminal."""
     rows = list(_rows(result))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -95,7 +92,7 @@ def as_text(result: TransferResult) -> str:
     return "\n".join([textwrap.fill(_setting(result), 88), "", *lines, "", *words])
 
 
-def as_markdown(result: TransferResult) -> str:
+def as_markdown(result: TransferRecord) -> str:
     """The same as Markdown."""
     head, *rows = _rows(result)
     lines = [head, ["---"] * len(head), *rows]
@@ -104,7 +101,7 @@ def as_markdown(result: TransferResult) -> str:
     return "\n".join([_setting(result), "", *table, "", *words, ""])
 
 
-def _rows(result: TransferResult) -> Iterator[Sequence[str]]:
+def _rows(result: TransferRecord) -> Iterator[Sequence[str]]:
     yield ["", "criterion", *(f"{size.weights:,}" for size in result.sizes)]
     for name in result.exponents:
         best = [_best(size.best[name]) for size in result.sizes]
@@ -135,7 +132,7 @@ def _ends(value: Interval, spec: str) -> str:
     return f" ({value.low:{spec}} to {value.high:{spec}})"
 
 
-def _setting(result: TransferResult) -> str:
+def _setting(result: TransferRecord) -> str:
     samples = result.samples["train"]
     return (
         f"{result.problem}, {samples:,} training examples, {result.model}, "

@@ -6,16 +6,13 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from keras_scaled_l2.experiments.results.curve import WITHIN, Curve
-
-if TYPE_CHECKING:
-    from keras_scaled_l2.experiments.results.tuning import (
-        Evidence,
-        TuningPoint,
-        TuningResult,
-    )
+from keras_scaled_l2.experiments.results.tuning_records import (
+    Evidence,
+    TuningPoint,
+    TuningRecord,
+)
 
 _CODE = {
     "l2": "kernel_regularizer=keras.regularizers.L2({:g})",
@@ -43,17 +40,18 @@ _EQUIVALENTS = {
 }
 
 
-def code(rule: str, strength: float) -> str:
-    """The line of code that puts a strength to use."""
-    if strength == 0:
+def code(result: TuningRecord) -> str:
+    """The line of code that puts the best strength to use."""
+    strength = result.best["strength"]
+    if not strength:
         return "no penalty"
-    penalty = rule.removesuffix("+dropout")
+    penalty = result.rule.removesuffix("+dropout")
     template = _CODE.get(penalty)
     if template is not None:
         return template.format(strength)
     # A rule of the user's own, as the call that makes it.
     made, found = _STRENGTH.subn(rf"\g<1>{strength:g}", penalty, count=1)
-    return f"ApplyL2({made})" if found else f"{rule} of strength {strength:g}"
+    return f"ApplyL2({made})" if found else f"{result.rule} of strength {strength:g}"
 
 
 def findings(
@@ -140,7 +138,7 @@ def _none(points: Sequence[TuningPoint], found: Curve) -> list[str]:
     return []
 
 
-def as_text(result: TuningResult) -> str:
+def as_text(result: TuningRecord) -> str:
     """The curve for a terminal."""
     rows = list(cells(result))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -154,7 +152,7 @@ def as_text(result: TuningResult) -> str:
     return "\n\n".join(blocks)
 
 
-def as_markdown(result: TuningResult) -> str:
+def as_markdown(result: TuningRecord) -> str:
     """The same as Markdown."""
     ruler = ["---:"] * len(_HEADER)
     header, *rows = cells(result)
@@ -183,13 +181,13 @@ LEGEND = (
 """What the columns mean."""
 
 
-def cells(result: TuningResult) -> Iterable[tuple[str, ...]]:
+def cells(result: TuningRecord) -> Iterable[tuple[str, ...]]:
     """The curve as a table, its header first."""
     yield _HEADER
     yield from _rows(result)
 
 
-def _rows(result: TuningResult) -> Iterable[tuple[str, ...]]:
+def _rows(result: TuningRecord) -> Iterable[tuple[str, ...]]:
     for p in result.points:
         low, high = p.coefficient
         span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
@@ -206,7 +204,7 @@ def _rows(result: TuningResult) -> Iterable[tuple[str, ...]]:
         )
 
 
-def _mark(result: TuningResult, point: TuningPoint) -> str:
+def _mark(result: TuningRecord, point: TuningPoint) -> str:
     marks = []
     if point.strength == result.best["strength"]:
         marks.append("best")
@@ -217,7 +215,7 @@ def _mark(result: TuningResult, point: TuningPoint) -> str:
     return ", ".join(marks)
 
 
-def setting(result: TuningResult) -> str:
+def setting(result: TuningRecord) -> str:
     """What was trained, in a sentence or two."""
     folds = {(job.seed, job.fold) for p in result.points for job in p.jobs}
     seeds = len({seed for seed, _ in folds})
@@ -236,9 +234,9 @@ def setting(result: TuningResult) -> str:
     )
 
 
-def use(result: TuningResult) -> Iterable[str]:
+def use(result: TuningRecord) -> Iterable[str]:
     """The best strength as code, then in other conventions."""
-    yield f"To use it: {result.code()}"
+    yield f"To use it: {code(result)}"
     life = result.best["half_life_epochs"]
     if life is not None:
         yield f"Half-life of a weight without data gradient: {life:.3g} epochs"
