@@ -49,8 +49,10 @@ settings.load_profile("keras_scaled_l2")
 
 ONCE = {
     "test_answer.py",
+    "test_architectures.py",
     "test_atlas.py",
     "test_calibration.py",
+    "test_cli.py",
     "test_cli_transfer.py",
     "test_cli_tune.py",
     "test_experiment_remedies.py",

@@ -90,10 +90,18 @@ def ordinary_fit(network, problem, coefficients, *, optimizer, seed, epochs):
         c = coefficients.get(name)
         variable.regularizer = None if c is None else keras.regularizers.L2(c)
     network.compile(optimizer, LOSSES[problem.task]())
-    for epoch in range(epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(len(problem.x_train))
-        x, y = problem.x_train[order], problem.y_train[order]
-        network.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+    n = len(problem.x_train)
+
+    def batches():
+        for epoch in range(epochs):
+            order = np.random.default_rng([seed, epoch]).permutation(n)
+            for i in range(0, n, BATCH):
+                chosen = order[i : i + BATCH]
+                yield problem.x_train[chosen], problem.y_train[chosen]
+
+    # One call: each has a cost of its own, and the weights are all that is asked.
+    steps = epochs * -(-n // BATCH)
+    network.fit(batches(), steps_per_epoch=steps, shuffle=False, verbose=0)
     for variable in network.weights:
         variable.regularizer = None
     return initial_weights(network)

@@ -76,7 +76,9 @@ def test_undecided_comparison_still_names_what_is_sure():
     wide = 0.2 + np.array([0.5, 0.1, 0.1, 0.2, 0.1, 0.3, 0.1, 0.2, 0.1, 0.2])
     found = by_losses(none=0.5 + NOISE, l2=wide, sample=0.42 + NOISE[::-1])
     assert first_screen(found)[0].startswith("No arm won: l2 has the best")
-    assert first_screen(found)[0].endswith("sure to be better than none: sample.")
+    assert first_screen(found)[0].endswith(
+        "; sample is significantly better than none."
+    )
 
 
 def test_difference_that_looks_like_none_is_said_to_take_too_many_seeds():

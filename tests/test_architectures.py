@@ -404,8 +404,8 @@ def open_images():
 
 def recurrent():
     inputs = keras.Input((None, 2))
-    x = L.LSTM(3, return_sequences=True)(inputs)
-    return keras.Model(inputs, L.Dense(1)(L.Bidirectional(L.GRU(2))(x)))
+    x = L.SimpleRNN(3, return_sequences=True)(inputs)
+    return keras.Model(inputs, L.Dense(1)(L.SimpleRNN(2)(x)))
 
 
 @pytest.mark.parametrize(

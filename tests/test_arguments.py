@@ -57,7 +57,7 @@ def in_range(arguments):
 
 @pytest.mark.once
 @every_rule_class
-@settings(max_examples=1500)
+@settings(max_examples=500)
 @given(data=st.data())
 def test_rule_of_any_arguments_has_a_sound_coefficient_or_a_clear_error(
     rule_class, data
@@ -94,7 +94,7 @@ def test_rule_of_any_arguments_has_a_sound_coefficient_or_a_clear_error(
 
 @pytest.mark.once
 @every_rule_class
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(names=st.dictionaries(st.text(min_size=1, max_size=12), odd_numbers, min_size=1))
 def test_config_of_any_keys_is_a_rule_or_a_clear_error(rule_class, names):
     try:
@@ -124,7 +124,8 @@ def kernels(thing):
     return [v for v in thing.trainable_variables if v.name.endswith("kernel")]
 
 
-@settings(max_examples=600)
+@pytest.mark.once
+@settings(max_examples=200)
 @given(data=st.data())
 def test_where_of_any_layers_and_variables_penalizes_exactly_these(model, data):
     things = [
@@ -164,7 +165,8 @@ def test_where_of_any_layers_and_variables_penalizes_exactly_these(model, data):
         np.testing.assert_array_equal(numpy(variable), value)
 
 
-@settings(max_examples=300)
+@pytest.mark.once
+@settings(max_examples=150)
 @given(chosen=st.sets(st.integers(0, 20)), truth=st.sampled_from([True, 1, "yes", [0]]))
 def test_where_of_any_predicate_penalizes_what_it_is_true_of(model, chosen, truth):
     variables = model.trainable_variables
@@ -187,7 +189,8 @@ def test_where_of_any_predicate_penalizes_what_it_is_true_of(model, chosen, trut
     assert model.losses == []
 
 
-@settings(max_examples=600)
+@pytest.mark.once
+@settings(max_examples=200)
 @given(where=odd_numbers | odd_things.filter(lambda x: x is not None))
 def test_where_of_any_other_kind_is_an_error_that_says_so(model, where):
     try:
@@ -198,7 +201,8 @@ def test_where_of_any_other_kind_is_an_error_that_says_so(model, where):
     assert model.losses == []
 
 
-@settings(max_examples=300)
+@pytest.mark.once
+@settings(max_examples=150)
 @given(rule=anything)
 def test_rule_of_any_other_kind_is_an_error_that_says_so(model, rule):
     with pytest.raises(TypeError, match=r"rule=.*expected a regularizer"):
@@ -218,7 +222,8 @@ def unit():
     return model
 
 
-@settings(max_examples=600)
+@pytest.mark.once
+@settings(max_examples=200)
 @given(samples=anything, batch_size=anything)
 def test_report_of_any_counts_is_sound_or_a_clear_error(unit, samples, batch_size):
     try:
@@ -247,7 +252,7 @@ arrays = st.one_of(
 )
 
 
-@settings(max_examples=600)
+@settings(max_examples=200)
 @given(
     x=arrays | odd_things,
     y=arrays | odd_things,

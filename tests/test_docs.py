@@ -33,6 +33,7 @@ def _blocks(page: pathlib.Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings_print_what_they_say(name):
     results = doctest.testmod(importlib.import_module(name))
@@ -40,8 +41,8 @@ def test_docstrings_print_what_they_say(name):
 
 
 def _marked(pages):
-    """All pages; those about comparisons and searches run on one backend."""
-    long = {"choosing.md", "compare.md", "evidence.md"}
+    """All pages; what is long, or the same everywhere, runs on one backend."""
+    long = {"attach.md", "choosing.md", "compare.md", "evidence.md"}
     return [
         pytest.param(page, marks=[pytest.mark.once] if page.name in long else [])
         for page in pages

@@ -8,7 +8,6 @@ from discovery import (
     LAYERS,
     RULES,
     SOME_RULES,
-    every_rule,
     expected_coefficients,
     model_of,
     name_in_case,
@@ -157,7 +156,7 @@ def fitted_zoo():
 NOTHING = np.zeros((1, 1), "float32")
 
 
-@every_rule
+@telling_rule
 @pytest.mark.filterwarnings("ignore:The penalty of .* a saved file")
 def test_layers_of_a_fitted_model_follow_the_rule_in_the_next_fit(rule, fitted_zoo):
     randomize(fitted_zoo)

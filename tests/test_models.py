@@ -677,16 +677,15 @@ def test_fan_in_from_the_layer_is_kept_by_a_file(tmp_path):
 
 # -------------------------------------------------------------- published networks
 
-NETWORKS = {"ResNet50": {}}
-if keras.config.backend() != "jax":
-    # What is counted does not depend on the backend, and JAX takes a minute for these.
-    NETWORKS |= {
-        "MobileNetV3Small": {"include_preprocessing": False},
-        "EfficientNetB0": {},
-        "ConvNeXtTiny": {"include_preprocessing": False},
-    }
+NETWORKS = {
+    "ResNet50": {},
+    "MobileNetV3Small": {"include_preprocessing": False},
+    "EfficientNetB0": {},
+    "ConvNeXtTiny": {"include_preprocessing": False},
+}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", NETWORKS)
 def test_published_network_is_counted_penalized_and_left_as_it_was(name):
     network = getattr(keras.applications, name)(

@@ -199,6 +199,7 @@ def cycles(sources):
     return found
 
 
+@pytest.mark.once
 def test_arrows_between_the_modules_are_those_of_the_design():
     assert len(modules()) > 10
     assert violations(modules()) == []
@@ -250,6 +251,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("module", PLANTED)
 def test_a_planted_violation_is_found(module):
     line, expected = PLANTED[module]
@@ -286,6 +288,7 @@ def requirements(text):
     return {re.match(r"[\w.-]+", line).group() for line in text.split("\n") if line}
 
 
+@pytest.mark.once
 def test_experiments_import_only_what_their_extra_installs():
     config = setup_cfg()
     declared = requirements(config["options"]["install_requires"]) | requirements(
@@ -302,11 +305,13 @@ def test_experiments_import_only_what_their_extra_installs():
     assert {DISTRIBUTIONS.get(name, name) for name in used} <= declared
 
 
+@pytest.mark.once
 def test_library_declares_what_it_imports_and_no_more():
     needed = requirements(setup_cfg()["options"]["install_requires"])
     assert needed == LIBRARY_NEEDS
 
 
+@pytest.mark.once
 def test_public_names_are_those_of_the_design():
     assert {*keras_scaled_l2.__all__} - {"__version__"} == PUBLIC
     assert {*dir(keras_scaled_l2)} >= PUBLIC
@@ -314,6 +319,7 @@ def test_public_names_are_those_of_the_design():
         _ = keras_scaled_l2.L3
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_public_name_has_a_docstring_of_its_own(name):
     exported = getattr(keras_scaled_l2, name)
@@ -332,22 +338,22 @@ import sys
 sys.modules.pop("keras_scaled_l2", None)
 import {first}
 import {second}
-print(keras.saving.load_model(sys.argv[1]).layers[-1].kernel_regularizer)
+for path in sys.argv[1:]:
+    print(keras.saving.load_model(path).layers[-1].kernel_regularizer)
 """
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("suffix", ["keras", "h5"])
 @pytest.mark.parametrize("first", ["keras", "keras_scaled_l2"])
-def test_importing_is_enough_to_load_a_saved_model(first, suffix, tmp_path):
+def test_importing_is_enough_to_load_a_saved_model(first, tmp_path):
     rule = keras_scaled_l2.ScaledL2(2.0)
     layer = keras.layers.Dense(1, kernel_regularizer=rule)
-    path = tmp_path / f"model.{suffix}"
-    keras.Sequential([keras.Input((4,)), layer]).save(path)
+    paths = [tmp_path / "model.keras", tmp_path / "model.h5"]
+    for path in paths:
+        keras.Sequential([keras.Input((4,)), layer]).save(path)
     second = ({"keras", "keras_scaled_l2"} - {first}).pop()
-    assert run_python(LOADED.format(first=first, second=second), path).strip() == (
-        repr(rule)
-    )
+    printed = run_python(LOADED.format(first=first, second=second), *paths)
+    assert printed.split("\n")[:2] == [repr(rule)] * 2
 
 
 FIRST = """
@@ -396,6 +402,7 @@ def test_a_name_is_a_function_though_a_module_has_loaded_its_home():
     assert "function attach" in run_python(text)
 
 
+@pytest.mark.once
 def test_command_converts_without_loading_keras():
     text = (
         "import sys; from keras_scaled_l2.cli import main; "
@@ -455,6 +462,7 @@ if keras.config.backend() != "tensorflow":
         assert "tensorflow" not in after
 
 
+@pytest.mark.once
 def test_no_file_of_the_package_is_longer_than_400_lines():
     lines = {
         path.relative_to(PACKAGE).as_posix(): len(path.read_text("utf-8").splitlines())

@@ -196,9 +196,9 @@ def test_penalties_of_layers_of_different_precision_add_up(policy):
 FLOATX = """
 import json, os, sys
 os.environ["JAX_ENABLE_X64"] = "1"
-sys.path.insert(0, sys.argv[2])
+sys.path.insert(0, sys.argv[1])
 import keras
-keras.config.set_floatx(sys.argv[1])
+import itertools
 import numpy as np
 from autodiff import value_and_gradient
 from discovery import SOME_RULES
@@ -206,7 +206,12 @@ from keras import ops
 from keras_scaled_l2 import attach, bind
 from models import compiled, data
 
-for rule in SOME_RULES:
+FLOATX = ("float16", "bfloat16", "float64")
+for floatx, rule in itertools.product(FLOATX, SOME_RULES):
+    keras.config.set_floatx(floatx)
+    # Keras makes the policy of new layers from the first floatx that it meets.
+    keras.config.set_dtype_policy(floatx)
+    rule = rule.from_config(rule.get_config())
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="unit")])
     compiled(model, 1e-3)
     attach(model, rule)
@@ -218,6 +223,7 @@ for rule in SOME_RULES:
     x, y = data(samples=8, outputs=3)
     loss = model.fit(x, y, batch_size=8, verbose=0).history["loss"]
     print("result", json.dumps({
+        "floatx": floatx,
         "rule": repr(rule),
         "c": kernel.regularizer.coefficient(kernel.shape),
         "kernel": before.tolist(),
@@ -231,17 +237,17 @@ for rule in SOME_RULES:
 """
 
 
-@pytest.mark.parametrize("floatx", ["float16", "bfloat16", "float64"])
-def test_floatx_of_any_precision_gives_penalties_that_add_to_the_loss(floatx):
-    printed = run_python(FLOATX, floatx, pathlib.Path(__file__).parent)
+def test_floatx_of_any_precision_gives_penalties_that_add_to_the_loss():
+    printed = run_python(FLOATX, pathlib.Path(__file__).parent)
     found = [
         json.loads(line.removeprefix("result "))
         for line in printed.splitlines()
         if line.startswith("result ")
     ]
-    assert len(found) == len(SOME_RULES)
-    epsilon = {**EPSILON, "float64": 2.0**-52}[floatx]
+    assert len(found) == 3 * len(SOME_RULES)
     for result in found:
+        floatx = result["floatx"]
+        epsilon = {**EPSILON, "float64": 2.0**-52}[floatx]
         assert result["dtypes"] == [floatx] * 3, result["rule"]
         w = np.array(result["kernel"])
         expected = penalty(result["c"], w)

@@ -115,15 +115,19 @@ def _winner(found: MultipleComparison, metric: str, against: Difference) -> str:
         )
     if best == REFERENCE:
         return f"No arm won: no other has a better {metric} than {best}, {value}."
-    # Another arm may be sure to be better than none, where the best is not.
+    # Another arm may be significantly better than none, where the best is not.
     sure = [
         d.arm
         for d in found.versus(REFERENCE)
         if d.is_significant and d.mean * against.mean > 0
     ]
-    also = f"; sure to be better than {REFERENCE}: {listed(sure)}" if sure else ""
-    first = f"No arm won: {best} has the best {metric}, {value}"
-    return f"{first}, but it may be chance{also}."
+    first = (
+        f"No arm won: {best} has the best {metric}, {value}, but its lead may be chance"
+    )
+    if not sure:
+        return f"{first}."
+    are = "is" if len(sure) == 1 else "are"
+    return f"{first}; {listed(sure)} {are} significantly better than {REFERENCE}."
 
 
 def _certainty(found: MultipleComparison, against: Difference) -> str:
