@@ -140,7 +140,7 @@ def test_names_that_the_user_gave_stay():
     ]
 
 
-def test_config_tells_networks_apart_but_for_names_and_seeds():
+def test_config_distinguishes_networks_but_for_names_and_seeds():
     inputs = keras.Input((6, 4, 1))
     flat = L.Flatten()(inputs)
 

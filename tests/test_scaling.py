@@ -62,7 +62,7 @@ def test_exponent_is_covered_by_its_interval(power):
     covered = np.mean([e.low <= power <= e.high for e in found])
     # 95 %; three standard errors of 150 draws are 5.3 %.
     assert covered >= 0.897
-    # And is no wider than needed: it tells 0 and -0.4 apart.
+    # And is no wider than needed: it separates 0 from -0.4.
     assert np.median([e.high - e.low for e in found]) < 0.6
 
 

@@ -116,7 +116,7 @@ _SHAPING = (
     keras.layers.Identity,
     keras.layers.Reshape,
 )
-"""Layers that leave the probabilities behind them what they are."""
+"""Layers that leave the probabilities that they are given what they are."""
 
 
 def _output_layer(model: keras.Model) -> Any:
