@@ -124,7 +124,7 @@ def test_name_of_a_cell_chooses_no_longer_ones(benchmarks):
     assert choose("") == benchmarks[2].cells()
 
 
-def test_networks_that_are_not_dense_have_the_weights_of_their_names(benchmarks):
+def test_networks_that_are_not_dense_are_what_their_names_say(benchmarks):
     atlas_cells = benchmarks[2]
     images = types.SimpleNamespace(
         name="images", x_train=np.zeros((1, 28, 28, 1)), outputs=10
@@ -133,6 +133,7 @@ def test_networks_that_are_not_dense_have_the_weights_of_their_names(benchmarks)
     assert {c.architecture for c in found} == {"conv", "residual"}
     for cell in found:
         network = atlas_cells.make_architecture(cell, images).build(0)
+        assert network.name == cell.architecture
         weights = sum(math.prod(v.shape) for v in network.trainable_weights)
         assert math.isclose(weights, cell.size, rel_tol=0.05)
 
