@@ -2,8 +2,8 @@
 
 Cell by cell, each a grid of strength x learning rate with dropout beside it, of which
 ``experiments/plane.py`` says the points. The result of each cell is a JSON file under
-``benchmarks/atlas/``, written after each round: kill it at any time, and the same
-command goes on::
+``benchmarks/atlas/``, written after each round and each minute: kill it at any time,
+and the same command goes on::
 
     python benchmarks/atlas.py --list
     python benchmarks/atlas.py --cells "mnist-1000-clean-sgd" --budget-minutes 30 \
@@ -30,19 +30,18 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from atlas_cells import Cell, choose, make_architecture
+
 from keras_scaled_l2.experiments import plane
-from keras_scaled_l2.experiments.plane import Plane, half_decades, next_points
+from keras_scaled_l2.experiments.plane import half_decades, next_points
 
 FOLDER = pathlib.Path(__file__).parent / "atlas"
 BATCH_SIZE = 64
 EPOCHS = {"mnist": 20, "fashion_mnist": 20, "mnist1d": 40}
 POOL, TEST = 12_000, 2_000
 """Images that a cell draws from, a sixth for validation; images of its test set."""
-SIZES = (20_000, 70_000, 200_000, 670_000, 2_100_000, 6_600_000, 20_000_000)
-LARGE = 150_000
-"""From here on one seed screens, not two."""
-CRITERIA = ("loss", "accuracy", "last_loss")
-"""What is followed to its optimum; ``last_accuracy`` is recorded beside them."""
+SAVE_SECONDS = 60.0
+"""A round of a large network takes longer than anybody wants to lose."""
 COLUMNS = (
     *("kind", "place", "rate", "seed", "loss", "accuracy", "best_epoch"),
     *("last_loss", "last_accuracy", "test_loss", "test_accuracy"),
@@ -63,76 +62,6 @@ class Point(NamedTuple):
         if self.place is None:
             return 0.0
         return self.place / 10 if self.kind == "dropout" else half_decades(self.place)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One cell: a problem, an optimizer and a network."""
-
-    problem: str
-    examples: int
-    noise: float
-    optimizer: str
-    architecture: str
-    size: int
-
-    @property
-    def name(self) -> str:
-        """Name of its file, without the suffix."""
-        noise = f"noise{round(100 * self.noise)}" if self.noise else "clean"
-        parts = (self.problem, self.examples, noise, self.optimizer)
-        return "-".join(map(str, (*parts, self.architecture, self.size)))
-
-    @property
-    def seeds(self) -> int:
-        """Seeds at each strength."""
-        return 3 if self.size >= SIZES[-1] else 5
-
-    @property
-    def coarse_seeds(self) -> int:
-        """Seeds that screen."""
-        return 1 if self.size >= LARGE else 2
-
-    def planes(self) -> dict[str, Plane]:
-        """Where L2 and where dropout is searched."""
-        given: dict[str, Any] = {
-            "rates": plane.RATES[self.optimizer],
-            "rate_bounds": plane.RATE_BOUNDS[self.optimizer],
-            "seeds": self.seeds,
-            "screening": self.coarse_seeds,
-            "criteria": CRITERIA,
-        }
-        rates = {"coarse": (2, 5), "bounds": (1, 9), "thorough": False}
-        return {"l2": Plane(**given), "dropout": Plane(**given, **rates)}
-
-
-def cells() -> list[Cell]:
-    """All cells, in the order in which they are trained: the cheap ones first."""
-    groups = [
-        ("mnist", 1000, 0.0),
-        ("fashion_mnist", 1000, 0.0),
-        ("mnist", 1000, 0.2),
-        ("fashion_mnist", 1000, 0.2),
-        ("mnist1d", 1000, 0.0),
-        ("mnist1d", 1000, 0.2),
-    ]
-    many = [
-        ("mnist", 10_000, 0.0),
-        ("fashion_mnist", 10_000, 0.0),
-        ("mnist", 10_000, 0.2),
-        ("fashion_mnist", 10_000, 0.2),
-    ]
-    found = []
-    for rows, sizes in ((groups, SIZES), (many, SIZES)):
-        for size, optimizer, row in itertools.product(sizes, ("sgd", "adam"), rows):
-            found.append(Cell(*row, optimizer, "dense", size))
-    return found
-
-
-def hidden_units(size: int, inputs: int, outputs: int = 10) -> int:
-    """The n of ``inputs-n-n-outputs`` that has about so many weights."""
-    b = inputs + outputs + 2
-    return max(1, round((-b + math.sqrt(b * b + 4 * (size - outputs))) / 2))
 
 
 class Trainer:
@@ -233,14 +162,6 @@ def _engine(cell: Cell, problem: Any) -> tuple[Any, Any, list[str]]:
     return engine, architecture, engine.names
 
 
-def make_architecture(cell: Cell, problem: Any) -> Any:
-    """The network of a cell."""
-    from keras_scaled_l2.experiments import architectures
-
-    units = hidden_units(cell.size, math.prod(problem.x_train.shape[1:]))
-    return architectures.dense(problem, (units, units))
-
-
 def _record(trained: Any) -> dict[str, Any]:
     curves, kept = trained.curves, trained.kept_epoch - 1
     losses, accuracies = curves["val_data_loss"], curves["val_accuracy"]
@@ -292,21 +213,25 @@ def train_cell(trainer: Trainer, cell: Cell, command: str, until: float) -> bool
     head, records = read(path) if path.exists() else ({}, {})
     if head.get("finished"):
         return True
-    seconds = head.get("seconds", 0.0)
-    while True:
-        points = lacking(cell, records)
-        if not points:
-            break
-        clock = time.perf_counter()
+    start = time.perf_counter() - head.get("seconds", 0.0)
+
+    def save(*, finished: bool) -> float:
+        now = time.perf_counter()
+        head = _head(trainer, cell, command, now - start, finished=finished)
+        write(path, head, records)
+        return now
+
+    while points := lacking(cell, records):
+        saved = time.perf_counter()
         for point, record in trainer.train(cell, points):
             records[point] = record
-            if time.time() > until:
-                break
-        seconds += time.perf_counter() - clock
-        write(path, _head(trainer, cell, command, seconds, finished=False), records)
-        if time.time() > until:
-            return False
-    write(path, _head(trainer, cell, command, seconds, finished=True), records)
+            over = time.time() > until
+            if over or time.perf_counter() - saved > SAVE_SECONDS:
+                saved = save(finished=False)
+            if over:
+                return False
+        save(finished=False)
+    seconds = save(finished=True) - start
     print(f"{cell.name}: {len(records)} trainings, {seconds:.0f} s", flush=True)
     return True
 
@@ -356,13 +281,12 @@ def main() -> int:
     add = parser.add_argument
     add("--list", action="store_true", help="print the cells and what is finished")
     add("--tables", action="store_true", help="make docs/atlas.md and its figures")
-    add("--cells", default="", help="only those whose name holds all these, by commas")
+    add("--cells", default="", help="a name, or what names must hold, by commas")
     add("--budget-minutes", type=float, default=math.inf, help="then stop")
     add("--mnist", help="folder with MNIST's IDX files")
     add("--fashion-mnist", help="folder with Fashion-MNIST's IDX files")
     arguments = parser.parse_args()
-    wanted = [w for w in arguments.cells.split(",") if w]
-    chosen = [c for c in cells() if all(w in f"^{c.name}$" for w in wanted)]
+    chosen = choose(arguments.cells)
     if arguments.list:
         for cell in chosen:
             print(f"{cell.name:50s} {_state(cell)}")

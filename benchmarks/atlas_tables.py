@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import atlas
+import atlas_cells
 
 from keras_scaled_l2.experiments.plane import Point as PlanePoint
 from keras_scaled_l2.experiments.plane import best_pair, half_decades, means
@@ -153,7 +154,7 @@ def load(folder: pathlib.Path = atlas.FOLDER) -> list[Result]:
     order = list(PROBLEMS)
     return sorted(
         found,
-        key=lambda r: (order.index(r.group[0]), *r.group[1:3], r.group[3], r.weights),
+        key=lambda r: (order.index(r.group[0]), *r.group[1:], r.weights),
     )
 
 
@@ -229,13 +230,13 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _measured(results: Sequence[Result]) -> str:
-    everything = atlas.cells()
+    everything = atlas_cells.cells()
     trainings = sum(len(r.l2) + len(r.dropout) for r in results)
     hours = sum(r.head["seconds"] for r in results) / 3600
     dates = sorted({r.head["date"] for r in results})
     lines = [
-        f"- {len(results)} cells of {len(everything)} that the plan has for dense "
-        f"networks are finished: {trainings:,} trainings, {hours:.1f} hours on "
+        f"- {len(results)} cells of {len(everything)} that the plan has are "
+        f"finished: {trainings:,} trainings, {hours:.1f} hours on "
         f"{' and '.join(sorted({r.head['device'] for r in results}))} that others "
         f"used as well ({', '.join(dates)})."
     ]

@@ -3,6 +3,7 @@
 import math
 import pathlib
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 def benchmarks():
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import atlas
+    import atlas_cells
     import atlas_tables
 
-    yield atlas, atlas_tables
+    yield atlas, atlas_tables, atlas_cells
     sys.path.remove(str(ROOT / "benchmarks"))
 
 
@@ -54,8 +56,8 @@ def test_numbers_of_a_cell_are_those_of_its_rows(benchmarks, results):
 
 
 def test_finished_cells_lack_nothing(benchmarks):
-    atlas = benchmarks[0]
-    cells = {cell.name: cell for cell in atlas.cells()}
+    atlas, _, atlas_cells = benchmarks
+    cells = {cell.name: cell for cell in atlas_cells.cells()}
     for path in atlas.FOLDER.glob("*.json"):
         head, records = atlas.read(path)
         cell = cells[path.stem]
@@ -65,37 +67,83 @@ def test_finished_cells_lack_nothing(benchmarks):
             assert atlas.lacking(cell, records) == []
 
 
-def test_cell_that_was_killed_goes_on(benchmarks, tmp_path, monkeypatch):
-    atlas = benchmarks[0]
-    monkeypatch.setattr(atlas, "FOLDER", tmp_path)
+def made_up(atlas, folder, monkeypatch, asked, stops=math.inf):
+    """A cell, and what gives its points losses with one lowest place."""
+    monkeypatch.setattr(atlas, "FOLDER", folder)
     monkeypatch.setattr(atlas, "_head", lambda *a, finished: {"finished": finished})
-    cell = atlas.Cell("mnist1d", 1000, 0.0, "sgd", "dense", 20_000)
-    asked = []
+    names = ("loss", "accuracy", "last_loss", "last_accuracy")
 
     class Trainer:
         def train(self, cell, points):
             for point in points:
+                if len(asked) >= stops:
+                    raise KeyboardInterrupt
                 asked.append(point)
                 distance = abs((-20 if point.place is None else point.place) + 5)
                 loss = 1 + distance + abs(point.rate + 3)
-                names = ("loss", "accuracy", "last_loss", "last_accuracy")
                 record = dict.fromkeys((*names, "test_loss", "test_accuracy"), loss)
                 yield point, record | {"best_epoch": 3}
 
+    return atlas.Cell("mnist1d", 1000, 0.0, "sgd", "dense", 20_000), Trainer()
+
+
+def test_cell_that_was_killed_goes_on(benchmarks, tmp_path, monkeypatch):
+    atlas, asked = benchmarks[0], []
+    cell, trainer = made_up(atlas, tmp_path, monkeypatch, asked)
     # The budget is over after the first training.
     for _ in range(40):
-        assert not atlas.train_cell(Trainer(), cell, "", until=0)
+        assert not atlas.train_cell(trainer, cell, "", until=0)
     assert len(asked) == len(set(asked)) == 40
-    assert atlas.train_cell(Trainer(), cell, "", until=math.inf)
+    assert atlas.train_cell(trainer, cell, "", until=math.inf)
     assert len(asked) == len(set(asked))
     head, records = atlas.read(tmp_path / f"{cell.name}.json")
     assert (head["finished"], set(records)) == (True, set(asked))
     assert {p.rate for p in asked} > set(RATES["sgd"])
 
 
-def test_suggest_names_the_sizes_that_the_atlas_has(results):
-    weights = [r.weights for r in results if r.head["optimizer"] == "sgd"]
-    assert (
-        round(min(weights), -4),
-        round(max(weights), -4),
-    ) == suggesting.MEASURED
+def test_minutes_of_a_round_are_kept_when_it_is_killed(
+    benchmarks, tmp_path, monkeypatch
+):
+    atlas, asked = benchmarks[0], []
+    monkeypatch.setattr(atlas, "SAVE_SECONDS", -1.0)
+    cell, trainer = made_up(atlas, tmp_path, monkeypatch, asked, stops=7)
+    with pytest.raises(KeyboardInterrupt):
+        atlas.train_cell(trainer, cell, "", until=math.inf)
+    head, records = atlas.read(tmp_path / f"{cell.name}.json")
+    assert (head["finished"], set(records)) == (False, set(asked))
+    assert len(asked) == 7
+
+
+def test_name_of_a_cell_chooses_no_longer_ones(benchmarks):
+    choose = benchmarks[2].choose
+    name = "mnist-1000-clean-sgd-dense-20000"
+    assert [cell.name for cell in choose(name)] == [name]
+    some = choose("fashion,clean,sgd,-20000$")
+    assert {cell.examples for cell in some} == {1000, 10_000}
+    assert {cell.size for cell in some} == {20_000}
+    assert choose("") == benchmarks[2].cells()
+
+
+def test_networks_that_are_not_dense_are_what_their_names_say(benchmarks):
+    atlas_cells = benchmarks[2]
+    images = types.SimpleNamespace(
+        name="images", x_train=np.zeros((1, 28, 28, 1)), outputs=10
+    )
+    found = [c for c in atlas_cells.cells() if c.architecture != "dense"]
+    assert {c.architecture for c in found} == {"conv", "residual"}
+    for cell in found:
+        network = atlas_cells.make_architecture(cell, images).build(0)
+        assert network.name == cell.architecture
+        weights = sum(math.prod(v.shape) for v in network.trainable_weights)
+        assert math.isclose(weights, cell.size, rel_tol=0.05)
+
+
+def test_suggest_names_the_sizes_that_every_group_of_the_atlas_has(benchmarks, results):
+    found = [
+        {round(r.weights, -4) for r in cells}
+        for group, cells in benchmarks[1].groups(results).items()
+        if group[3:] == ("sgd", "dense")
+    ]
+    shared = set.intersection(*found)
+    assert len(found) == 6
+    assert (min(shared), max(shared)) == suggesting.MEASURED
