@@ -4,7 +4,7 @@
 
 Bare fit, CostMonitor by epoch, every 10 steps, every step, and a hand-made second
 backward pass every step; a dense network of 35 million weights and a small
-convolutional one, batch 128, interleaved, on each backend. "by neighbours" measures
+convolutional one, batch 128, interleaved, on each backend. "by neighbors" measures
 every second step of one fit and compares each with the next one, which the drift of a
 machine from one fit to another does not touch; not on JAX, whose steps end later than
 their calls. Leave the machine alone meanwhile.
@@ -108,7 +108,7 @@ def _jax_norms(model: Any, loss: Any) -> Any:
     return lambda: squares([v.value for v in model.trainable_variables])
 
 
-def by_neighbours(model: Any, x: Any, y: Any, folder: str) -> dict[str, float]:
+def by_neighbors(model: Any, x: Any, y: Any, folder: str) -> dict[str, float]:
     """What a measured step takes more than the one after it, as a share of that."""
     import keras
     import numpy as np
@@ -180,8 +180,8 @@ def run(network: str, xla: bool, rounds: int, steps: int) -> dict[str, Any]:
             times[variant].append(once(variant))
     adds = {v: measure.added(times, v, "bare") for v in variants[1:]}
     if keras.backend.backend() != "jax":
-        folder = f"{kept.name}/neighbours"
-        adds["by neighbours"] = by_neighbours(build(network, xla), x, y, folder)
+        folder = f"{kept.name}/neighbors"
+        adds["by neighbors"] = by_neighbors(build(network, xla), x, y, folder)
     return {
         "seconds_per_step": {
             v: measure.spread([t / steps for t in times[v]]) for v in variants
