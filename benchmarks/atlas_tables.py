@@ -440,14 +440,14 @@ def _interval(found: Interval, spec: str) -> str:
     text = f"{found.value:{spec}}"
     if found.low is None or found.high is None:
         return text
-    return f"{text} ({found.low:{spec}} to {found.high:{spec}})"
+    return f"{text} [{found.low:{spec}}, {found.high:{spec}}]"
 
 
 def _percent(found: Interval) -> str:
     value = f"{100 * found.value:.1f} %"
     if found.low is None or found.high is None:
         return value
-    return f"{value} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+    return f"{value} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def main() -> None:
