@@ -14,9 +14,9 @@ Shape = tuple[int, ...]
 def fan_in_of_shape(shape: Sequence[int]) -> int:
     """Fan-in as Keras's initializers read it from a shape.
 
-    All dimensions but the last (the units), times one for a vector or a scalar:
-    ``(in, out)`` gives ``in``, a convolution's ``(..., in, out)`` the receptive field
-    times ``in``.
+    All dimensions but the last (the units): ``(in, out)`` gives ``in``, a convolution's
+    ``(..., in, out)`` the receptive field times ``in``. A vector gives its length, a
+    scalar 1.
     """
     sizes = tuple(shape)
     return math.prod(sizes[:-1]) if len(sizes) > 1 else math.prod(sizes)
