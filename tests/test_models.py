@@ -607,7 +607,7 @@ if keras.config.backend() == "torch":
         [
             (lambda nn: nn.Linear(4, 1), (4,), 4),
             (lambda nn: nn.Conv2d(6, 8, 3, groups=2), (6, 9, 9), 27),
-            (lambda nn: nn.ConvTranspose2d(6, 4, 4, stride=2), (6, 5, 5), 24),
+            (lambda nn: nn.ConvTranspose2d(6, 4, 4, 2, groups=2), (6, 5, 5), 12),
             (lambda nn: nn.Sequential(nn.Linear(5, 3), nn.ReLU()), (5,), 5),
         ],
     )
