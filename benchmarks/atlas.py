@@ -281,7 +281,7 @@ def main() -> int:
     add = parser.add_argument
     add("--list", action="store_true", help="print the cells and what is finished")
     add("--tables", action="store_true", help="make docs/atlas.md and its figures")
-    add("--cells", default="", help="a name, or what names must hold, by commas")
+    add("--cells", default="", help="a name, or what ^name$ must hold, by commas")
     add("--budget-minutes", type=float, default=math.inf, help="then stop")
     add("--mnist", help="folder with MNIST's IDX files")
     add("--fashion-mnist", help="folder with Fashion-MNIST's IDX files")
