@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from atlas_tables import (
+    HALF_LIFE,
     POWERS,
     PROBLEMS,
     Result,
@@ -76,11 +77,14 @@ def _best(results: Sequence[Result]) -> Any:
 
 def _regret(results: Sequence[Result]) -> Any:
     """Regret of each rule against N."""
-    figure, axes = _figure(len(POWERS))
+    rules = [*POWERS, HALF_LIFE]
+    figure, axes = _figure(len(rules))
     rows = list(regret_rows(results))
-    for axis, rule in zip(axes, POWERS, strict=True):
+    for axis, rule in zip(axes, rules, strict=True):
         for group, cells in groups(results).items():
-            points = [(n, found[rule][0]) for g, n, found in rows if g == group]
+            points = [
+                (n, found[rule]) for g, n, found in rows if g == group and rule in found
+            ]
             if points:
                 # Where the strength was tuned it is the best.
                 x = [cells[0].weights, *(n for n, _ in points)]
@@ -97,7 +101,8 @@ def _sizes(axis: Any, results: Sequence[Result]) -> None:
     """Ticks where there are networks: 20k, 70k, 2.1M."""
     sizes = sorted({r.head["size"] for r in results})
     labels = [f"{n / 1e6:g}M" if n >= 1e6 else f"{n // 1000}k" for n in sizes]
-    axis.set_xticks(sizes, labels)
+    # Upright, or the five panels of the regret have no room for them.
+    axis.set_xticks(sizes, labels, rotation=90)
     axis.set_xticks([], minor=True)
     axis.grid(alpha=0.3)
 

@@ -37,6 +37,8 @@ PAGE = ROOT / "docs" / "atlas.md"
 IMAGES = ROOT / "docs" / "images"
 POWERS = {"plain": 0.0, "power 0.25": 0.25, "power 0.5": 0.5, "power 1": 1.0}
 """Rules constant within a model -> the power of the weights that divides c."""
+HALF_LIFE = "half-life"
+"""The e-folds of the training kept, under SGD: at another learning rate another c."""
 GOAL = 0.02
 MOMENTUM = 0.9
 PROBLEMS = {
@@ -123,10 +125,14 @@ class Result:
         place = self.best_place(self.l2, "loss")
         if self.head["optimizer"] != "sgd" or place is None:
             return None
-        _, rate = self.column(self.l2, place, "loss")
+        return half_decades(place) * self.folds_by_strength()
+
+    def folds_by_strength(self) -> float:
+        """E-folds of the training over c, at the learning rate of the best strength."""
+        _, rate = self.column(self.l2, self.best_place(self.l2, "loss"), "loss")
         steps = math.ceil(self.head["sets"]["train"] / self.head["batch_size"])
         total = self.head["epochs"] * steps * half_decades(rate)
-        return 2.0 * half_decades(place) * total / (1.0 - MOMENTUM)
+        return 2.0 * total / (1.0 - MOMENTUM)
 
     def gain(self, records: Records, value: str) -> float:
         """What the strength that is best by validation loss gains over none.
@@ -215,12 +221,8 @@ def _suggested(results: Sequence[Result]) -> str:
 
 
 def _regret_of_folds(result: Result, folds: float) -> Interval:
-    place = result.best_place(result.l2, "loss")
-    _, rate = result.column(result.l2, place, "loss")
-    steps = math.ceil(result.head["sets"]["train"] / result.head["batch_size"])
-    total = result.head["epochs"] * steps * half_decades(rate)
     sweep = result.sweep("loss")
-    values, _ = at(sweep, folds * (1.0 - MOMENTUM) / (2.0 * total))
+    values, _ = at(sweep, folds / result.folds_by_strength())
     return regret(sweep, values, share=True)
 
 
@@ -262,7 +264,7 @@ def _exponents(results: Sequence[Result]) -> str:
 
 def regret_rows(
     results: Sequence[Result],
-) -> Iterator[tuple[tuple[Any, ...], int, dict[str, tuple[Interval, bool]]]]:
+) -> Iterator[tuple[tuple[Any, ...], int, dict[str, Interval]]]:
     """Group, weights, and the regret of each rule, of all sizes but the smallest."""
     for group, cells in groups(results).items():
         first = cells[0].sweep("loss")
@@ -270,20 +272,33 @@ def regret_rows(
         tuned = 0.0 if place is None else half_decades(place)
         for result in cells[1:]:
             sweep = result.sweep("loss")
-            found = {}
-            for rule, power in POWERS.items():
-                c = tuned * (first.weights / sweep.weights) ** power
-                values, beyond = at(sweep, c)
-                found[rule] = regret(sweep, values, share=True), beyond
-            yield group, result.weights, found
+            strengths = {
+                rule: tuned * (first.weights / sweep.weights) ** power
+                for rule, power in POWERS.items()
+            }
+            if (folds := cells[0].folds()) is not None:
+                strengths[HALF_LIFE] = folds / result.folds_by_strength()
+            yield (
+                group,
+                result.weights,
+                {
+                    rule: regret(sweep, at(sweep, c)[0], share=True)
+                    for rule, c in strengths.items()
+                },
+            )
 
 
 def _regrets(results: Sequence[Result]) -> str:
+    rules = [*POWERS, HALF_LIFE]
     rows = [
-        [title(group), f"{weights:,}", *(_percent(r) for r, _ in found.values())]
+        [
+            title(group),
+            f"{weights:,}",
+            *(_percent(found[r]) if r in found else "-" for r in rules),
+        ]
         for group, weights, found in regret_rows(results)
     ]
-    return _table(["", "weights", *POWERS], rows)
+    return _table(["", "weights", *rules], rows)
 
 
 def _answer(results: Sequence[Result]) -> str:
@@ -293,8 +308,8 @@ def _answer(results: Sequence[Result]) -> str:
     }
     rows = list(regret_rows(results))
     lines = [_slope_words(slopes)]
-    for rule in POWERS:
-        regrets = [found[rule][0] for *_, found in rows]
+    for rule in (*POWERS, HALF_LIFE):
+        regrets = [found[rule] for *_, found in rows if rule in found]
         within = sum(r.value <= GOAL for r in regrets)
         shown = sum(r.high is not None and r.high <= GOAL for r in regrets)
         fails = sum(r.low is not None and r.low > GOAL for r in regrets)
