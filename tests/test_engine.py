@@ -555,3 +555,62 @@ else:
     def test_batch_of_jobs_is_refused_where_there_is_none():
         with pytest.raises(NotImplementedError, match="one job at a time"):
             make_engine(make_problem(), batched=True)
+
+
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+
+    class Filters(L.Layer):
+        """A convolution that only its call knows of."""
+
+        def build(self, shape):
+            self.kernel = self.add_weight(shape=(3, 3, shape[-1], 2))
+
+        def call(self, inputs):
+            return keras.ops.conv(inputs, self.kernel)
+
+    class Attends(L.Layer):
+        def build(self, shape):
+            self.attention = L.MultiHeadAttention(2, 3)
+            self.attention.build(shape, shape)
+
+        def call(self, inputs):
+            return self.attention(inputs, inputs)
+
+    # What trains faster in XLA on a processor, and what there up to fifty times slower.
+    @pytest.mark.parametrize(
+        ("network", "expected"),
+        [
+            (NETWORKS["dense"], True),
+            (NETWORKS["recurrent"], True),
+            (NETWORKS["convolution"], False),
+            (lambda: sequential((6, 6, 2), Filters(), L.Flatten()), False),
+            (lambda: sequential((6, 6, 2), L.AveragePooling2D(2), L.Flatten()), False),
+            (lambda: sequential((5, 3), Attends(), L.Flatten()), False),
+            (
+                lambda: sequential(
+                    (5, 6, 6, 1), L.TimeDistributed(L.Conv2D(2, 3)), L.Flatten()
+                ),
+                False,
+            ),
+        ],
+    )
+    def test_networks_that_xla_slows_down_are_left_to_kernels(
+        network, expected, monkeypatch
+    ):
+        network, asked, function = network(), set(), tf.function
+        problem = make_problem(shape=network.input_shape[1:])
+        loop = make_engine(problem, network)._first.loop
+        data = loop.put(problem.x_train, problem.y_train)
+
+        def noted(*arguments, **options):
+            # Keras compiles functions of its own.
+            if [getattr(f, "__self__", None) for f in arguments] == [loop]:
+                asked.add(options["jit_compile"])
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(tf, "function", noted)
+        loop.evaluate(None, data, np.arange(4))
+        assert asked == {expected}
+        loop.side_by_side = False  # on a GPU XLA has the same kernels
+        assert loop.is_faster_in_xla(data)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from keras_scaled_l2.backends.loop import Data, Trainee, Values
-from keras_scaled_l2.counts import elements
 
-XLA_WEIGHTS = 0
-"""From so many weights on XLA is faster than kernel by kernel, here on processors."""
+SLOWER_IN_XLA = re.compile("Conv|Pool|BatchMatMul|Einsum")
+"""Operations that XLA compiles badly for processors; docs/development has figures."""
+
+
+class _Functions(NamedTuple):
+    """What is compiled; each is traced when it is first called."""
+
+    step: Any
+    steps: Any
+    evaluate: Any
+    squares: Any
 
 
 class TrainingLoop:
@@ -36,19 +45,41 @@ class TrainingLoop:
         self._optimizer = [v.value for v in trainee.optimizer.variables]
         self._coefficients = tf.Variable(tf.zeros(len(trainee.penalized)))
         self._decay = tf.Variable(0.0)
-        size = sum(elements(v.shape) for v in self._trainable)
-        self._compile(jit_compile=size >= XLA_WEIGHTS)
+        self._functions: _Functions | None = None
 
-    def _compile(self, jit_compile: bool) -> None:
-        options: dict[str, Any] = {
-            "jit_compile": jit_compile,
-            "autograph": False,
-            "reduce_retracing": False,
-        }
-        self._step = tf.function(self._measured_step, **options)
-        self._steps = tf.function(self._many_steps, **options)
-        self._evaluate = tf.function(self._outputs, **options)
-        self._squares = tf.function(self._gradient_squares, **options)
+    def _compiled(self, data: Data) -> _Functions:
+        """The functions; made when the first data tell the shapes."""
+        if self._functions is None:
+            options: dict[str, Any] = {
+                "jit_compile": self.is_faster_in_xla(data),
+                "autograph": False,
+                "reduce_retracing": False,
+            }
+            bodies = (
+                self._measured_step,
+                self._many_steps,
+                self._outputs,
+                self._gradient_squares,
+            )
+            self._functions = _Functions(*(tf.function(f, **options) for f in bodies))
+        return self._functions
+
+    def is_faster_in_xla(self, data: Data) -> bool:
+        """Whether XLA runs the network faster than TensorFlow kernel by kernel.
+
+        Read from a trace of the forward pass, which holds what custom layers call too:
+        a rule of shapes and layers, not a measurement, or a resumed run could choose
+        otherwise and round otherwise.
+        """
+        if not self.side_by_side:
+            return True
+        network = self._trainee.network
+        call = tf.function(lambda x: network(x, training=False), autograph=False)
+        features, _ = data
+        spec = tf.TensorSpec(features.shape, features.dtype)
+        graph = call.get_concrete_function(spec).graph.as_graph_def()
+        inner = [node for f in graph.library.function for node in f.node_def]
+        return not any(SLOWER_IN_XLA.search(n.op) for n in (*graph.node, *inner))
 
     @property
     def _state(self) -> list[Any]:
@@ -78,7 +109,7 @@ class TrainingLoop:
         self, state: list[Any], data: Data, chosen: np.ndarray, active: np.ndarray
     ) -> tuple[list[Any], Any, Any]:
         """One measured step on the chosen examples."""
-        return state, *self._step(*data, tf.constant(chosen))
+        return state, *self._compiled(data).step(*data, tf.constant(chosen))
 
     def steps(
         self,
@@ -90,18 +121,20 @@ class TrainingLoop:
     ) -> tuple[list[Any], Any]:
         """The steps of a span of an order."""
         bounds = [tf.constant(end) for end in span]
-        return state, self._steps(*data, tf.constant(order), *bounds)
+        order = tf.constant(order)
+        return state, self._compiled(data).steps(*data, order, *bounds)
 
     def evaluate(
         self, state: list[Any], data: Data, chosen: np.ndarray
     ) -> tuple[Any, Any]:
         """Sums and outputs on the chosen examples."""
-        found: tuple[Any, Any] = self._evaluate(*data, tf.constant(chosen))
+        evaluate = self._compiled(data).evaluate
+        found: tuple[Any, Any] = evaluate(*data, tf.constant(chosen))
         return found
 
     def gradient_squares(self, state: list[Any], data: Data, chosen: np.ndarray) -> Any:
         """Sums of squares of weights and data gradients, without a step."""
-        return self._squares(*data, tf.constant(chosen))
+        return self._compiled(data).squares(*data, tf.constant(chosen))
 
     def keep(self, state: list[Any], better: np.ndarray, kept: Any) -> list[Any]:
         """A copy of the weights."""
