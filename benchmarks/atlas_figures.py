@@ -19,6 +19,7 @@ from keras_scaled_l2.experiments.results.scaling import optimum
 
 COLORS = {"mnist": "#0072b2", "fashion_mnist": "#d55e00", "mnist1d": "#00664d"}
 STYLES = {"sgd": "-", "adam": "--"}
+MARKERS = {"dense": "o", "conv": "s", "residual": "D"}
 PANELS = {0.0: "clean labels", 0.2: "20 % wrong labels"}
 
 
@@ -40,11 +41,11 @@ def _figure(columns: int) -> tuple[Any, Any]:
 
 
 def _line(group: tuple[Any, ...]) -> dict[str, Any]:
-    problem, _, noise, optimizer, _ = group
+    problem, _, noise, optimizer, architecture = group
     return {
         "color": COLORS[problem],
         "linestyle": STYLES[optimizer],
-        "marker": "x" if noise else "o",
+        "marker": "x" if noise else MARKERS[architecture],
         "markersize": 4,
         "linewidth": 1.2,
     }
@@ -99,7 +100,9 @@ def _regret(results: Sequence[Result]) -> Any:
 
 def _sizes(axis: Any, results: Sequence[Result]) -> None:
     """Ticks where there are networks: 20k, 70k, 2.1M."""
-    sizes = sorted({r.head["size"] for r in results})
+    # Those of the other networks lie between them.
+    dense = (r for r in results if r.head["architecture"] == "dense")
+    sizes = sorted({r.head["size"] for r in dense})
     labels = [f"{n / 1e6:g}M" if n >= 1e6 else f"{n // 1000}k" for n in sizes]
     # Upright, or the five panels of the regret have no room for them.
     axis.set_xticks(sizes, labels, rotation=90)
@@ -116,7 +119,11 @@ def _legend(figure: Any, results: Sequence[Result]) -> None:
     handles += [
         Line2D([], [], **gray, linestyle="-", label="SGD"),
         Line2D([], [], **gray, linestyle="--", label="Adam"),
-        Line2D([], [], **gray, marker="o", linestyle="", label="clean"),
         Line2D([], [], **gray, marker="x", linestyle="", label="20 % wrong labels"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=7, frameon=False)
+    for architecture in dict.fromkeys(g[4] for g in groups(results)):
+        marker, label = MARKERS[architecture], f"clean, {architecture}"
+        handles.append(Line2D([], [], **gray, marker=marker, linestyle="", label=label))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False
+    )
