@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from keras_scaled_l2.experiments.engine import (
     NORMS,
@@ -189,16 +188,6 @@ class RunEvents(Watch):
             name: GradientNorms(data[name], penalty[name], weight[name], c.get(name, 0))
             for name in weight
         }
-
-
-@contextlib.contextmanager
-def closing(events: RunEvents | None) -> Iterator[RunEvents | None]:
-    """Events that are closed in any case."""
-    try:
-        yield events
-    finally:
-        if events is not None:
-            events.close()
 
 
 def _ratios(c: Mapping[str, float], norms: Gradients) -> dict[str, float]:

@@ -29,7 +29,6 @@ DEFAULT_SIZES = (20_000, 70_000, 200_000, 670_000)
 DEFAULT_SEEDS = 3
 DEFAULT_PATIENCE = 4
 LEAST_SEEDS = 2
-CRITERIA = ("data_loss", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
