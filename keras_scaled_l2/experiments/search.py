@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from keras_scaled_l2.experiments.results.curve import Block
 
@@ -66,17 +66,10 @@ def next_jobs(measured: Measurements, space: Space) -> list[tuple[Place, Block]]
         space: Where to search.
     """
     for places, blocks in _stages(measured, space):
-        jobs = _lacking(places, blocks, measured)
+        jobs = lacking(places, blocks, measured)
         if jobs:
             return jobs
     return []
-
-
-def grid_jobs(
-    places: Sequence[Place], blocks: Sequence[Block], measured: Measurements
-) -> list[tuple[Place, Block]]:
-    """The jobs of a grid that the user gave: all of it, in one round."""
-    return _lacking(places, blocks, measured)
 
 
 def _stages(
@@ -170,14 +163,16 @@ def _mean(values: Mapping[Block, float], blocks: Sequence[Block]) -> float:
     return statistics.fmean(found) if all(map(math.isfinite, found)) else math.inf
 
 
-def _lacking(
-    places: Sequence[Place], blocks: Sequence[Block], measured: Measurements
+def lacking(
+    places: Iterable[Place], blocks: Sequence[Block], measured: Measurements
 ) -> list[tuple[Place, Block]]:
+    """The jobs of these places on these blocks that were not measured yet."""
+    places = dict.fromkeys(places)
     # Block by block: neighbors in the engine share their data.
     return [
         (place, block)
         for block in blocks
-        for place in dict.fromkeys(places)
+        for place in places
         if block not in measured.get(place, {})
     ]
 

@@ -27,8 +27,8 @@ from keras_scaled_l2.experiments.results.tuning_records import TuningJob
 from keras_scaled_l2.experiments.search import (
     Finished,
     Place,
-    grid_jobs,
     is_hopeless,
+    lacking,
     next_jobs,
 )
 from keras_scaled_l2.experiments.trials import EVIDENCE, Key, Trials
@@ -43,13 +43,11 @@ from keras_scaled_l2.experiments.tuning_plan import (
     DROPOUT,
     TuningPlan,
 )
-from keras_scaled_l2.experiments.workers import Workers
+from keras_scaled_l2.experiments.workers import AT_ONCE, Workers
 
 Say = Callable[[str], None]
 PAUSE = 1.0
 """Seconds between two looks at a study while other workers train."""
-AT_ONCE = 4
-"""Trainings that a worker takes at a time where others work too."""
 
 
 class Tuner:
@@ -191,19 +189,19 @@ class Tuner:
             check()
             finished, rounds = trials.finished(), trials.rounds()
             now = rounds[-1] if rounds else []
-            lacking = [k for k in now if k not in finished]
-            if not lacking:
-                now = lacking = self._next_round(finished)
-                if not lacking:
+            left = [k for k in now if k not in finished]
+            if not left:
+                now = left = self._next_round(finished)
+                if not left:
                     return
-                strengths = sorted({strength for strength, *_ in lacking})
+                strengths = sorted({strength for strength, *_ in left})
                 what = f"strengths {', '.join(f'{s:g}' for s in strengths)}"
                 if strengths == [EVIDENCE]:
                     what = "the evidence proposes a strength"
-                self._say(f"round {len(rounds) + 1}: {len(lacking)} trainings, {what}")
-                trials.add_round(lacking)
-            trials.enqueue(lacking)
-            most = AT_ONCE * self.plan.workers if self._shared else len(lacking)
+                self._say(f"round {len(rounds) + 1}: {len(left)} trainings, {what}")
+                trials.add_round(left)
+            trials.enqueue(left)
+            most = AT_ONCE * self.plan.workers if self._shared else len(left)
             claimed = trials.claim(most)
             if claimed:
                 earlier = {k for keys in rounds for k in keys} - set(now)
@@ -221,9 +219,8 @@ class Tuner:
             for i, strength in enumerate(plan.grid):
                 inert = plan.axis.is_inert(strength)
                 places[None if inert else i] = 0.0 if inert else strength
-            jobs = grid_jobs(
-                list(places), plan.blocks, self._measured(finished, places)
-            )
+            # All of it, in one round.
+            jobs = lacking(places, plan.blocks, self._measured(finished, places))
             return [(places[place], *block) for place, block in jobs]
         space, at = plan.space, plan.axis.strength
         finished, proposed = apart(finished)

@@ -184,10 +184,6 @@ LEGEND = (
 def cells(result: TuningRecord) -> Iterable[tuple[str, ...]]:
     """The curve as a table, its header first."""
     yield _HEADER
-    yield from _rows(result)
-
-
-def _rows(result: TuningRecord) -> Iterable[tuple[str, ...]]:
     for p in result.points:
         low, high = p.coefficient
         span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
