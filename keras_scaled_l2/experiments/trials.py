@@ -65,7 +65,6 @@ class Trials:
     ) -> None:
         self._optuna = require("optuna", "a tuning")
         self._shared = shared
-        plain = json.loads(json.dumps(finite(configuration)))
         for attempt in range(ATTEMPTS if shared else 1):
             try:
                 with self._quiet():
@@ -83,7 +82,7 @@ class Trials:
                     "answers, as sqlite:///study.db or postgresql://user@host/name."
                 ) from error
         self._study_id = self._storage.get_study_id_from_name(name)
-        self._check(name, plain)
+        self._check(name, json.loads(json.dumps(finite(configuration))))
         self._beats = _Heartbeats(self._storage) if shared else None
 
     def _open(self, storage: str, name: str) -> None:
@@ -228,18 +227,17 @@ class Trials:
             "fold": made.IntDistribution(0, 2**31 - 1),
         }
 
-    def _check(self, name: str, configuration: Mapping[str, Any]) -> None:
+    def _check(self, name: str, configuration: dict[str, Any]) -> None:
         before = self._study.user_attrs.get(_CONFIGURATION)
         if before is None:
-            self._study.set_user_attr(_CONFIGURATION, dict(configuration))
+            self._study.set_user_attr(_CONFIGURATION, configuration)
             return
-        found = list(differences(before, configuration))
+        found = differences(before, configuration)
         if found:
             self._storage.engine.dispose()
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
             raise InputError(
-                f"study {name!r} is of another configuration: "
-                f"{'; '.join(found[:3])}{more}. Give another directory or storage."
+                f"study {name!r} is of another configuration: {found}. Give another "
+                "directory or storage."
             )
 
     @contextlib.contextmanager

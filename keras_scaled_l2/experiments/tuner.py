@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +11,6 @@ from typing import Any
 
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments.engine import Engine, Parts
-from keras_scaled_l2.experiments.errors import InputError, require
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
 from keras_scaled_l2.experiments.program import make_parts
 from keras_scaled_l2.experiments.results.curve import Block
@@ -31,6 +28,7 @@ from keras_scaled_l2.experiments.search import (
     lacking,
     next_jobs,
 )
+from keras_scaled_l2.experiments.storage import lock_directory
 from keras_scaled_l2.experiments.trials import EVIDENCE, Key, Trials
 from keras_scaled_l2.experiments.tuning_jobs import (
     apart,
@@ -75,7 +73,8 @@ class Tuner:
     def run(self) -> TuningResult:
         """Train what is not finished yet, and write what was found."""
         plan = self.plan
-        with self._locked(), kept_interrupt() as check:
+        own = None if self._shared else plan.directory
+        with lock_directory(own, "tuning"), kept_interrupt() as check:
             self._trials = self._open()
             try:
                 if not self._shared:
@@ -163,25 +162,6 @@ class Tuner:
             url = f"sqlite:///{where}"
         name = f"{plan.base.problem.name} {plan.rule} {plan.method}"
         return Trials(url, name, plan.configuration(), shared=self._shared)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        if self.plan.directory is None or self._shared:
-            yield
-            return
-        filelock = require("filelock", "a tuning with a directory")
-        lock = filelock.FileLock(self.plan.directory / ".lock", blocking=False)
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise InputError(
-                f"directory {os.fspath(self.plan.directory)!r} is in use by another "
-                "tuning that is running: wait for it, or give another directory."
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _train_rounds(self, check: Callable[[], None]) -> None:
         trials = self._trials
