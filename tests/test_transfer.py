@@ -10,6 +10,7 @@ import pytest
 from keras_scaled_l2.experiments import TransferResult, transfer
 from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.jobs import Trained
 from keras_scaled_l2.experiments.results.files import read_json
 from keras_scaled_l2.experiments.results.scaling import Interval
 from keras_scaled_l2.experiments.results.transfer_records import Regret, RuleTransfer
@@ -41,8 +42,6 @@ def trained(monkeypatch):
 
 def _surface(job):
     """Best at c = 1e-3 (a decay of 3e-2), learning rate 0.03, at every size."""
-    from keras_scaled_l2.experiments.engine import Trained
-
     c = np.mean(list(job.coefficients.values())) if job.coefficients else 0.0
     strength = c or job.weight_decay / 30
     loss = 2.0

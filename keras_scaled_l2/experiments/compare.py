@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
 import shutil
@@ -19,14 +18,11 @@ from keras_scaled_l2.experiments.architectures import DEFAULT_HIDDEN
 from keras_scaled_l2.experiments.arms import DEFAULT_ARMS, DEFAULT_DROPOUT, Arm
 from keras_scaled_l2.experiments.coefficients import coefficients, penalizable
 from keras_scaled_l2.experiments.dropout_variant import derive
-from keras_scaled_l2.experiments.engine import (
-    Engine,
-    Job,
-    Parts,
-)
+from keras_scaled_l2.experiments.engine import Engine, make_engine
 from keras_scaled_l2.experiments.environment import device, versions
 from keras_scaled_l2.experiments.following import Follower, learned_rule
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
+from keras_scaled_l2.experiments.jobs import Job
 from keras_scaled_l2.experiments.plan import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_EPOCHS,
@@ -37,7 +33,6 @@ from keras_scaled_l2.experiments.plan import (
     make_plan,
 )
 from keras_scaled_l2.experiments.problems import Problem
-from keras_scaled_l2.experiments.program import make_parts
 from keras_scaled_l2.experiments.progress import Progress, choose
 from keras_scaled_l2.experiments.results.comparison import Comparison
 from keras_scaled_l2.experiments.results.files import finite, write_json, write_text
@@ -350,23 +345,11 @@ class Experiment:
         """
         if kind not in self._engines:
             progress.compile()
-            engine = self._make_engine(*kind)
+            drops, decays = kind
+            engine = make_engine(self.plan, drops=drops, decays=decays)
             engine.warm_up(self.plan.problem)
             self._engines[kind] = engine
         return self._engines[kind]
-
-    def _make_engine(self, drops: bool, decays: bool) -> Engine:
-        return Engine(
-            functools.partial(self._parts, drops),
-            problem=self.plan.problem,
-            batch_size=self.plan.batch_size,
-            decays=decays,
-            memory=self.plan.memory,
-        )
-
-    def _parts(self, drops: bool) -> Parts:
-        network = self.plan.architecture.build(self.plan.seeds[0])
-        return make_parts(network, self.plan.optimizer.make(), drops=drops)
 
     def _load(self, task: Task) -> dict[str, Any] | None:
         return None if self._store is None else self._store.load(task.name)

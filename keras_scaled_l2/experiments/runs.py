@@ -7,10 +7,10 @@ import math
 import os
 from collections.abc import Mapping
 
-from keras_scaled_l2.experiments.engine import (
+from keras_scaled_l2.experiments.engine import Engine
+from keras_scaled_l2.experiments.jobs import (
     NORMS,
     Curves,
-    Engine,
     Evaluation,
     Gradients,
     Job,

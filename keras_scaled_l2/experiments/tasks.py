@@ -13,14 +13,8 @@ import numpy as np
 
 from keras_scaled_l2.experiments import runs
 from keras_scaled_l2.experiments.architectures import initial_weights
-from keras_scaled_l2.experiments.engine import (
-    Curves,
-    Engine,
-    Job,
-    Norms,
-    Trained,
-    Watch,
-)
+from keras_scaled_l2.experiments.engine import Engine
+from keras_scaled_l2.experiments.jobs import Curves, Job, Norms, Trained, Watch
 from keras_scaled_l2.experiments.plan import Plan
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.experiments.progress import Progress

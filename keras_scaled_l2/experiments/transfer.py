@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from keras_scaled_l2.experiments import architectures
-from keras_scaled_l2.experiments.engine import Engine, Job, Parts, Trained
+from keras_scaled_l2.experiments.engine import Engine, make_engine
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.families import Family
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
+from keras_scaled_l2.experiments.jobs import Job, Trained
 from keras_scaled_l2.experiments.plane import Plane, Point, half_decades, next_points
 from keras_scaled_l2.experiments.problems import Problem
-from keras_scaled_l2.experiments.program import make_parts
 from keras_scaled_l2.experiments.results.files import finite, write_json, write_text
 from keras_scaled_l2.experiments.results.transferring import TransferResult
 from keras_scaled_l2.experiments.storage import lock_directory
@@ -153,7 +153,9 @@ class _Transfer:
             self._say(f"  {line.rule}: {len(points)} trainings")
             if not engine:
                 # Not compiled where everything is finished.
-                engine.append(self._engine(size))
+                decays = "decay" in self.plan.rules
+                own = self.plan.plans[size]
+                engine.append(make_engine(own, drops=False, decays=decays))
             jobs = [self._job(line, size, point) for point in points]
 
             def stop(place: int, curves: Any) -> bool:
@@ -164,20 +166,6 @@ class _Transfer:
                 point = points[place]
                 key = line.key(point.place, point.rate)
                 self._journal.add(size, key, seeds[point.seed], _record(trained))
-
-    def _engine(self, size: int) -> Engine:
-        plan = self.plan.plans[size]
-
-        def parts() -> Parts:
-            network = plan.architecture.build(plan.seeds[0])
-            return make_parts(network, plan.optimizer.make(), drops=False)
-
-        return Engine(
-            parts,
-            problem=plan.problem,
-            batch_size=plan.batch_size,
-            decays="decay" in self.plan.rules,
-        )
 
     def _job(self, line: Line, size: int, point: Point) -> Job:
         plan, seed = self.plan.plans[size], self.plan.seeds[point.seed]

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from keras_scaled_l2.counts import elements
-from keras_scaled_l2.experiments.engine import Engine, Parts
+from keras_scaled_l2.experiments.engine import Engine, make_engine
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
-from keras_scaled_l2.experiments.program import make_parts
 from keras_scaled_l2.experiments.results.curve import Block
 from keras_scaled_l2.experiments.results.files import finite
 from keras_scaled_l2.experiments.results.tuning import (
@@ -322,29 +321,13 @@ class Tuner:
         if self._engine is None:
             axis = self.plan.axis
             self._engine = make_engine(
-                self.plan,
+                self.plan.base,
                 drops=axis.kind == DROPOUT or axis.rate > 0,
                 decays=axis.kind == "decay",
+                # Several workers keep the cores busy by themselves.
+                threads=None if self.plan.workers == 1 else 1,
             )
         return self._engine
-
-
-def make_engine(plan: TuningPlan, *, drops: bool, decays: bool) -> Engine:
-    """The engine of a plan's network, with or without dropout and decay."""
-    return Engine(
-        functools.partial(_parts, plan, drops),
-        problem=plan.base.problem,
-        batch_size=plan.base.batch_size,
-        decays=decays,
-        memory=plan.base.memory,
-        # Several workers keep the cores busy by themselves.
-        threads=None if plan.workers == 1 else 1,
-    )
-
-
-def _parts(plan: TuningPlan, drops: bool) -> Parts:
-    network = plan.base.architecture.build(plan.base.seeds[0])
-    return make_parts(network, plan.base.optimizer.make(), drops=drops)
 
 
 def print_line(line: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments.coefficients import penalizable
-from keras_scaled_l2.experiments.engine import Job, Trained
 from keras_scaled_l2.experiments.following import Follower
+from keras_scaled_l2.experiments.jobs import Job, Trained
 from keras_scaled_l2.experiments.results.tuning_records import Evidence
 from keras_scaled_l2.experiments.trials import EVIDENCE, Key
 from keras_scaled_l2.experiments.tuning_plan import TuningPlan, follower
