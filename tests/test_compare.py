@@ -19,7 +19,7 @@ from keras_scaled_l2.experiments import Arm, Comparison, compare, runs
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.errors import InputError
-from keras_scaled_l2.experiments.problems import Source, split
+from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.progress import Bar, Lines, Silent, choose
 from keras_scaled_l2.experiments.results.files import read_json
 from keras_scaled_l2.scalars import LAYOUT
@@ -67,7 +67,7 @@ def quick(tmp_path_factory):
     folder, stream = tmp_path_factory.mktemp("quick"), io.StringIO()
     with contextlib.chdir(folder):
         comparison = small(
-            problem=split(tiny_problem(), 3),
+            problem=tiny_problem().source.split(3),
             arms=["none", "l2"],
             seeds=1,
             epochs=1,
@@ -197,7 +197,7 @@ def test_lines_tell_of_each_run_in_turn(quick):
 def test_optimizer_object_is_used_and_recorded(quick):
     optimizer = keras.optimizers.RMSprop(0.25, rho=0.5)
     comparison = small(
-        problem=split(tiny_problem(), 3),
+        problem=tiny_problem().source.split(3),
         arms=["none"],
         seeds=1,
         epochs=1,

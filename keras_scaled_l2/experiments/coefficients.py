@@ -11,6 +11,7 @@ import keras
 # Registers the rules, so that a config finds its class.
 import keras_scaled_l2.regularizers  # noqa: F401
 from keras_scaled_l2.attaching import attach, bind, detach, penalized
+from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments.arms import Arm
 from keras_scaled_l2.experiments.errors import InputError, one_line
 from keras_scaled_l2.experiments.naming import paths
@@ -109,3 +110,8 @@ def penalizable(model: keras.Model) -> dict[str, keras.Variable]:
         ) from error
     names = paths(model)
     return {names[id(v)]: v for v in chosen}
+
+
+def penalizable_sizes(model: keras.Model) -> dict[str, int]:
+    """The number of elements of each of these weights, by path."""
+    return {path: elements(v.shape) for path, v in penalizable(model).items()}

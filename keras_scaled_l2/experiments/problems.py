@@ -181,10 +181,7 @@ class Source:
 
     def _noisy_labels(self, pool: np.ndarray, seed: int) -> np.ndarray:
         """The labels of the training arrays, some of those in the pool wrong."""
-        labels = self.arrays.y_train
-        if self.drawn or not self.label_noise:
-            return labels
-        labels = labels.copy()
+        labels = self.arrays.y_train.copy()
         labels[pool] = self._noisy(labels[pool], [seed, 3])
         return labels
 
@@ -344,12 +341,6 @@ def load_problem(
     if standardize is not None:
         source = dataclasses.replace(source, standardize=standardize)
     source = dataclasses.replace(source, samples=samples, label_noise=label_noise)
-    return split(source, seed)
-
-
-def split(problem: Problem | Source, seed: int) -> Problem:
-    """The same problem split anew by another seed; sets that came split stay."""
-    source = problem.source if isinstance(problem, Problem) else problem
     return source.split(seed)
 
 

@@ -18,6 +18,7 @@ from keras_scaled_l2.experiments.plane import Plane, Point, half_decades, next_p
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.experiments.results.files import finite, write_json, write_text
 from keras_scaled_l2.experiments.results.transferring import TransferResult
+from keras_scaled_l2.experiments.runs import validation_score
 from keras_scaled_l2.experiments.storage import lock_directory
 from keras_scaled_l2.experiments.transfer_lines import Key, Line
 from keras_scaled_l2.experiments.transfer_plan import TransferPlan, make_transfer_plan
@@ -183,11 +184,10 @@ class _Transfer:
 
 
 def _record(trained: Trained) -> dict[str, Any]:
-    curves, kept = trained.curves, trained.kept_epoch - 1
-    accuracies = curves.get("val_accuracy")
+    score = validation_score(trained)
     return {
-        "loss": float(curves["val_data_loss"][kept]),
-        "accuracy": None if accuracies is None else float(accuracies[kept]),
+        "loss": score.data_loss,
+        "accuracy": score.accuracy,
         "best_epoch": trained.best_epoch,
         "steps": trained.steps,
     }

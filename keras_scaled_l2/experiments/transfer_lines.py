@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
-import keras
-
-from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments.axis import Axis, Regularization, make_axis
-from keras_scaled_l2.experiments.coefficients import penalizable
+from keras_scaled_l2.experiments.coefficients import penalizable, penalizable_sizes
 from keras_scaled_l2.experiments.plan import Plan
 from keras_scaled_l2.experiments.plane import COARSE, half_decades
 from keras_scaled_l2.experiments.search import Place
@@ -118,20 +114,7 @@ def make_line(rule: str, small: Plan, here: Plan) -> Line:
     names = tuple(penalizable(here.network))
     if rule in (SWEEP, "decay"):
         return Line(rule, names)
-    first, own = _axis(rule, small), _axis(rule, here)
+    first, own = make_axis(rule, small), make_axis(rule, here)
     if rule == "half-life":
         return Line(rule, names)
-    sizes = {p: elements(v.shape) for p, v in penalizable(small.network).items()}
-    return Line(rule, names, first, own, sizes)
-
-
-def _axis(rule: str, plan: Plan) -> Axis:
-    optimizer: keras.optimizers.Optimizer = plan.optimizer.make()
-    given: dict[str, Any] = {
-        "network": plan.network,
-        "optimizer": optimizer,
-        "samples": plan.problem.samples["train"],
-        "batch_size": plan.batch_size,
-        "epochs": plan.epochs,
-    }
-    return make_axis(rule, **given)
+    return Line(rule, names, first, own, penalizable_sizes(small.network))

@@ -11,8 +11,7 @@ from typing import Any
 
 from keras_scaled_l2.experiments.errors import InputError, unknown
 from keras_scaled_l2.experiments.families import Family, Member, member, width_for
-from keras_scaled_l2.experiments.plan import Plan, check_count, make_plan
-from keras_scaled_l2.experiments.plan import _writable as writable
+from keras_scaled_l2.experiments.plan import Plan, check_count, make_plan, writable
 from keras_scaled_l2.experiments.plane import RATE_BOUNDS, RATES, Plane
 from keras_scaled_l2.experiments.problems import Problem, load_problem
 from keras_scaled_l2.experiments.search import Place

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_scaled_l2.experiments.axis import NAMES
+from keras_scaled_l2.experiments.axis import RULES
 from keras_scaled_l2.experiments.errors import unknown
 from keras_scaled_l2.experiments.plan import DEFAULT_MEMORY, Model
 from keras_scaled_l2.experiments.problems import Problem
@@ -110,7 +110,9 @@ def tune(
     if method == "evidence":
         check_evidence(rule, grid, folds)
     if isinstance(rule, str) and "+" in rule:
-        penalty = _penalty_beside_dropout(rule)
+        if rule not in RULES:
+            raise unknown("rule", rule, RULES)
+        penalty = rule.removesuffix(f"+{DROPOUT}")
         below = None if directory is None else os.path.join(directory, DROPOUT)
         found = _run(
             say,
@@ -129,11 +131,3 @@ def _run(say: Say, arguments: Mapping[str, Any]) -> TuningResult:
         return Tuner(plan, say).run()
     with Workers(arguments, plan.workers) as workers:
         return Tuner(plan, say, workers).run()
-
-
-def _penalty_beside_dropout(rule: str) -> str:
-    penalty, _, other = rule.partition("+")
-    if other != DROPOUT or penalty not in NAMES or penalty == DROPOUT:
-        names = [*NAMES, *(f"{n}+dropout" for n in NAMES if n != DROPOUT)]
-        raise unknown("rule", rule, names)
-    return penalty
