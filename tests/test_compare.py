@@ -20,7 +20,7 @@ from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.problems import Source
-from keras_scaled_l2.experiments.progress import Bar, Lines, Silent, choose
+from keras_scaled_l2.experiments.progress import Bar, Lines, Progress, choose
 from keras_scaled_l2.experiments.results.files import read_json
 from keras_scaled_l2.scalars import LAYOUT
 
@@ -373,7 +373,7 @@ def test_wrong_input_is_refused_before_any_training(options, expected, monkeypat
     assert "\n" not in str(error.value)
 
 
-class Interrupting(Silent):
+class Interrupting(Progress):
     """Presses Ctrl-C in the second run."""
 
     def __init__(self):
@@ -434,10 +434,10 @@ def test_bar_counts_every_epoch(capsys):
 
 def test_bar_is_for_terminals_and_lines_for_files(monkeypatch):
     assert isinstance(choose(True), Lines)
-    assert isinstance(choose(False), Silent)
+    assert type(choose(False)) is Progress
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     assert isinstance(choose(True), Bar)
-    mine = Silent()
+    mine = Progress()
     assert choose(mine) is mine
 
 
