@@ -230,16 +230,15 @@ class Experiment:
         """All trials of a seed, then all its runs, as batches of jobs."""
         shared = Shared(self.plan, seed)
         tasks = [Task(a, seed, n) for a in self._arms for n in range(len(a.grid))]
-        tried_by_number: dict[str, dict[int, Trial]] = {a.name: {} for a in self._arms}
+        tried: dict[tuple[str, int], Trial] = {}
         for task, found in self._all(tasks, [t.tried for t in tasks], shared, progress):
-            tried = Trial.from_dict(found)
             assert task.trial is not None
-            tried_by_number[task.arm.name][task.trial] = tried
-            progress.tried(task.arm.name, seed, task.trial, tried)
+            trial = tried[task.arm.name, task.trial] = Trial.from_dict(found)
+            progress.tried(task.arm.name, seed, task.trial, trial)
         # As they stand in the grid, whichever ended first.
         trials = {
-            name: [found[number] for number in sorted(found)]
-            for name, found in tried_by_number.items()
+            arm.name: [tried[arm.name, n] for n in range(len(arm.grid))]
+            for arm in self._arms
         }
         tasks = [Task(arm, seed) for arm in self._arms]
         settings = [best_of(arm, trials[arm.name]) for arm in self._arms]
