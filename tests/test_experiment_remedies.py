@@ -166,9 +166,8 @@ def test_label_noise_is_what_the_message_shows():
 # --- problems -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", ["digit", "mnst5k", "breast-cancr"])
-def test_name_that_is_suggested_is_known(wrong):
-    name = found(r"did you mean '(.*?)'", message(load_problem, wrong))
+def test_name_that_is_suggested_is_known():
+    name = found(r"did you mean '(.*?)'", message(load_problem, "digit"))
     assert load_problem(name).name == name
 
 
@@ -314,11 +313,6 @@ def functional(dropped=False):
     x = keras.Input((6,))
     hidden = L.Dense(3, activation="relu")(x)
     return keras.Model(x, L.Dense(1)(L.Dropout(0.5)(hidden) if dropped else hidden))
-
-
-def test_model_that_cannot_be_cloned_is_handed_in_as_a_function():
-    assert "hand in a function that makes it" in message(planned, model=subclassed())
-    planned(model=subclassed)
 
 
 def test_function_that_keeps_its_model_is_told_both_ways_out():

@@ -118,23 +118,6 @@ def test_logistic_regression_agrees_with_scikit_learn_on_the_same_folds():
     assert result.best["strength"] == pytest.approx(1 / (2 * m * np.max(search.C_)))
 
 
-def test_folds_are_stratified_disjoint_and_leave_the_test_set_alone():
-    data = problem()
-    parts = data.source.folds(4, 1)
-    plain = data.source.split(1)
-    pool = {row.tobytes() for row in [*plain.x_train, *plain.x_validation]}
-    left = [{row.tobytes() for row in p.x_validation} for p in parts]
-    assert set().union(*left) == pool
-    assert sum(map(len, left)) == len(pool)
-    for part, rows in zip(parts, left, strict=True):
-        assert {row.tobytes() for row in part.x_train} == pool - rows
-        assert np.array_equal(part.x_test, plain.x_test)
-        share = part.y_validation.mean()
-        assert share == pytest.approx(part.y_train.mean(), abs=0.06)
-    again = data.source.folds(4, 1)
-    assert np.array_equal(again[0].x_train, parts[0].x_train)
-
-
 @pytest.mark.parametrize("rule", ["l2", "prior", "decay", "dropout", "l2+dropout"])
 def test_each_rule_is_searched(rule):
     result = small(rule=rule)
