@@ -231,7 +231,8 @@ class Experiment:
         shared = Shared(self.plan, seed)
         tasks = [Task(a, seed, n) for a in self._arms for n in range(len(a.grid))]
         tried: dict[tuple[str, int], Trial] = {}
-        for task, found in self._all(tasks, [t.tried for t in tasks], shared, progress):
+        settings = [setting for arm in self._arms for setting in arm.grid]
+        for task, found in self._all(tasks, settings, shared, progress):
             assert task.trial is not None
             trial = tried[task.arm.name, task.trial] = Trial.from_dict(found)
             progress.tried(task.arm.name, seed, task.trial, trial)

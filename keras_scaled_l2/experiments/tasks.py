@@ -45,12 +45,6 @@ class Task:
         name = f"{self.arm.name}/seed-{self.seed}"
         return name if self.trial is None else f"{name}-trial-{self.trial}"
 
-    @property
-    def tried(self) -> Hyperparameters:
-        """What a trial tries."""
-        assert self.trial is not None
-        return self.arm.grid[self.trial]
-
 
 class Shared:
     """What the arms of a seed share, made when it is first asked for.
