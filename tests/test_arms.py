@@ -23,11 +23,6 @@ from keras_scaled_l2.experiments.errors import InputError
 
 L = keras.layers
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 
 def rule_of(arm):
     return keras.saving.deserialize_keras_object(arm.config)

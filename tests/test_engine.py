@@ -28,10 +28,6 @@ from keras_scaled_l2.experiments.jobs import Watch
 from keras_scaled_l2.experiments.objective import loss_of
 from keras_scaled_l2.experiments.program import Parts
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
 BACKEND = keras.config.backend()
 L = keras.layers
 

@@ -23,11 +23,6 @@ from keras_scaled_l2.experiments.errors import EXTRA, DataWarning, InputError, r
 from keras_scaled_l2.experiments.plan import make_plan
 from keras_scaled_l2.experiments.problems import Source
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 L = keras.layers
 
 

@@ -12,11 +12,6 @@ from keras_scaled_l2.experiments.naming import paths, plain_config
 from keras_scaled_l2.experiments.plan import _layers
 from keras_scaled_l2.experiments.problems import Source
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 L = keras.layers
 
 

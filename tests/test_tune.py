@@ -22,11 +22,6 @@ from keras_scaled_l2.experiments.trials import Trials
 from keras_scaled_l2.experiments.tuner import Tuner, say_nothing
 from keras_scaled_l2.experiments.tuning_plan import make_tuning_plan
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 
 def problem(kind="binary", n=100, features=6):
     random = np.random.default_rng(0)
