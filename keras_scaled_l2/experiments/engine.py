@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from keras_scaled_l2.experiments.jobs import Job, Stop, Trained, Watch
-from keras_scaled_l2.experiments.plan import Plan
+from keras_scaled_l2.experiments.plan import DEFAULT_MEMORY, Plan
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.experiments.program import (
     DataOnDevice,
@@ -23,7 +23,7 @@ from keras_scaled_l2.experiments.program import (
 from keras_scaled_l2.experiments.threads import Group, Results, side_by_side
 from keras_scaled_l2.experiments.training import Training
 
-MEMORY = 2 * 2**30
+MEMORY = int(DEFAULT_MEMORY * 2**30)
 """Bytes that the jobs which train at the same time may take by default."""
 
 

@@ -89,7 +89,11 @@ def tune(
         ``print(tune(problem="digits", hidden=(32,)).table())``
     """
     say: Say = print_line if progress else say_nothing
-    options: dict[str, Any] = {
+    arguments: dict[str, Any] = {
+        "model": model,
+        "problem": problem,
+        "rule": rule,
+        "grid": grid,
         "method": method,
         "folds": folds,
         "seeds": seeds,
@@ -105,8 +109,6 @@ def tune(
         "workers": workers,
         "directory": directory,
     }
-    given: dict[str, Any] = {"model": model, "problem": problem}
-    rate: float | None = None
     if method == "evidence":
         check_evidence(rule, grid, folds)
     if isinstance(rule, str) and "+" in rule:
@@ -114,14 +116,11 @@ def tune(
             raise unknown("rule", rule, RULES)
         penalty = rule.removesuffix(f"+{DROPOUT}")
         below = None if directory is None else os.path.join(directory, DROPOUT)
-        found = _run(
-            say,
-            {**given, **options, "rule": DROPOUT, "directory": below, "grid": None},
-        )
-        rate = found.best["strength"] or 0.0
+        alone = {"rule": DROPOUT, "grid": None, "directory": below}
+        rate = _run(say, arguments | alone).best["strength"] or 0.0
         say(f"dropout rate {rate:g}: now {penalty}")
-        rule = penalty
-    return _run(say, {**given, **options, "rule": rule, "grid": grid, "rate": rate})
+        arguments |= {"rule": penalty, "rate": rate}
+    return _run(say, arguments)
 
 
 def _run(say: Say, arguments: Mapping[str, Any]) -> TuningResult:

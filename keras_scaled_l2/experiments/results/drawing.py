@@ -208,11 +208,6 @@ def log(axes: Any, axis: str, values: Iterable[float]) -> None:
     ticks.set_minor_locator(ticker.NullLocator())
 
 
-def finite(value: float | None) -> float:
-    """The value, or NaN, which no line shows."""
-    return value if value is not None and math.isfinite(value) else math.nan
-
-
 def draw_band(
     axes: Any, item: ArmStyle, values: Sequence[Sequence[float]], start: int
 ) -> None:

@@ -217,7 +217,7 @@ def _draw_seeds(axes: Any, arms: Sequence[ArmStyle], metric: str) -> None:
     by_seed = [item.arm.by_seed(metric) for item in arms]
     seeds = dict.fromkeys(seed for values in by_seed for seed in values)
     for seed in seeds:
-        row = [drawing.finite(values.get(seed)) for values in by_seed]
+        row = [values.get(seed, math.nan) for values in by_seed]
         places = range(len(arms))
         axes.plot(
             row,
@@ -228,7 +228,7 @@ def _draw_seeds(axes: Any, arms: Sequence[ArmStyle], metric: str) -> None:
             label=f"seed {seed}",
         )
     for place, item in enumerate(arms):
-        points = list(map(drawing.finite, item.arm.test(metric)))
+        points = item.arm.test(metric)
         axes.plot(
             points,
             [place] * len(points),
