@@ -150,12 +150,7 @@ class Axis:
 
 
 def make_axis(rule: str | keras.Regularizer, plan: Plan, rate: float = 0.0) -> Axis:
-    """The axis of a rule in the trainings of a plan.
-
-    Args:
-        rule: A name of ``NAMES``, or a rule, whose strength is tuned.
-        plan: The plan.
-        rate: Dropout rate at every strength.
+    """The axis of a rule, or of a name of ``NAMES``, in the trainings of a plan.
 
     Raises:
         InputError: If there is no such rule, or it does not fit.

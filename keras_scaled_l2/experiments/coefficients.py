@@ -28,12 +28,8 @@ def coefficients(
 ) -> dict[str, float]:
     """The effective coefficient of an arm's rule on each weight that it penalizes.
 
-    Args:
-        model: A built model; left as it was.
-        arm: The arm.
-        samples: Number of training examples.
-        batch_size: Examples per step.
-        learned: Whether the rule may learn its strength: then the one it starts from.
+    The model is left as it was. A rule that learns its strength is refused, unless
+    ``learned``: then these are the ones that it starts from.
 
     Returns:
         Path of the weight -> ``c``; empty for an arm without a penalty.

@@ -142,9 +142,6 @@ def compare(
 class Experiment:
     """A plan with its network built: what is left can only train.
 
-    Args:
-        plan: What to do.
-
     Raises:
         InputError: If an arm does not fit the network, or the directory holds another
             comparison.

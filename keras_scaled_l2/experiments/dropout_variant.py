@@ -148,15 +148,7 @@ def derive(
     seed: int | None = None,
     dropout: type[keras.Layer] = keras.layers.Dropout,
 ) -> keras.Model:
-    """``with_dropout`` with another class of layers in the place of ``Dropout``.
-
-    Args:
-        model: As in ``with_dropout``, and so the others.
-        rate: Share of units that are dropped in training.
-        where: Layers to put dropout after.
-        seed: Seed of the masks.
-        dropout: Made as ``dropout(rate, seed=..., name=...)``.
-    """
+    """``with_dropout`` with another layer, ``dropout(rate, seed=..., name=...)``."""
     _check_rewritable(model)
     config = copy.deepcopy(model.get_config())
     maker = rebuilding.Maker(dropout, rate, seed)
@@ -328,12 +320,8 @@ def _rewrite_graph(
 ) -> None:
     """Put dropout between the chosen calls and those that use what they return.
 
-    Args:
-        model: The model of the config.
-        config: Changed in place.
-        chosen: The calls.
-        entry_after: Makes the dropout layer of a call.
-        outputs: Whether the model's own outputs are taken after the dropout too.
+    Changes the config in place. ``outputs``: whether the model's own outputs are taken
+    after the dropout too.
     """
     added: dict[Call, dict[str, Any]] = {}
 

@@ -203,14 +203,7 @@ class Engine:
 def make_engine(
     plan: Plan, *, drops: bool, decays: bool, threads: int | None = None
 ) -> Engine:
-    """The engine of a plan's network.
-
-    Args:
-        plan: The plan.
-        drops: Whether jobs may set a dropout rate.
-        decays: Whether jobs may have weight decay.
-        threads: As in ``Engine``.
-    """
+    """The engine of a plan's network, for jobs that may have dropout, or decay."""
 
     def parts() -> Parts:
         network = plan.architecture.build(plan.seeds[0])

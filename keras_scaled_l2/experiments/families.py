@@ -27,14 +27,7 @@ Family = str | Callable[[int], keras.Model]
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A network of a family.
-
-    Args:
-        width: Its width.
-        weights: Number of its trainable weights.
-        architecture: How to make it.
-        network: Made of seed 0.
-    """
+    """A network of a family, made of seed 0, with its number of trainable weights."""
 
     width: int
     weights: int

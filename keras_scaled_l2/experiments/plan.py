@@ -53,13 +53,10 @@ with the defaults above."""
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """How to make an optimizer, again and again.
+    """How to make an optimizer again: its class, and its arguments but for the name.
 
-    Not ``keras.optimizers.serialize``: that loads TensorFlow under every backend.
-
-    Args:
-        kind: Class of the optimizer.
-        config: Its arguments, but for the name, in which Keras counts.
+    Keras counts in the name. Not ``keras.optimizers.serialize``: that loads TensorFlow
+    under every backend.
     """
 
     kind: type[keras.optimizers.Optimizer]

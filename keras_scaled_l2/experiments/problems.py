@@ -224,10 +224,6 @@ class Source:
         labels are the same in all folds; ``samples`` are drawn from what a fold trains
         on. A fold came split: splitting it by another seed leaves it as it is.
 
-        Args:
-            k: Number of folds.
-            seed: Seed of the test set, where it is drawn, and of the folds.
-
         Raises:
             InputError: If there are fewer than two folds, or more than the examples
                 of the rarest class (of all examples, in a regression).

@@ -39,12 +39,7 @@ class Progress:
 
 
 class Lines(Progress):
-    """A plain line for each finished run or trial, for files and pipes.
-
-    Args:
-        stream: Where the lines go; standard error by default.
-        clock: Seconds, from any start.
-    """
+    """A plain line for each finished run or trial, by default on standard error."""
 
     def __init__(
         self,
@@ -171,11 +166,7 @@ class Bar(Progress):
 
 
 def choose(progress: Progress | bool) -> Progress:
-    """The progress to show: a bar on a terminal, plain lines elsewhere.
-
-    Args:
-        progress: ``True`` for that choice, ``False`` for nothing, or one of one's own.
-    """
+    """The progress to show: a bar on a terminal, lines elsewhere, or one's own."""
     if not isinstance(progress, bool):
         return progress
     if not progress:

@@ -55,16 +55,11 @@ class Space:
 
 
 Measurements = Mapping[Place, Mapping[Block, float]]
-"""Place -> block -> value of the criterion, lower is better."""
+"""Place -> block -> value of the criterion, lower is better; inf if diverged."""
 
 
 def next_jobs(measured: Measurements, space: Space) -> list[tuple[Place, Block]]:
-    """The jobs of the next round; empty when the search has ended.
-
-    Args:
-        measured: What was measured so far; not finite where training diverged.
-        space: Where to search.
-    """
+    """The jobs of the next round; empty when the search has ended."""
     for places, blocks in _stages(measured, space):
         jobs = lacking(places, blocks, measured)
         if jobs:
@@ -179,12 +174,7 @@ def lacking(
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A training of another strength on the same block.
-
-    Args:
-        e_folds: Its place on the axis.
-        losses: Validation data loss by epoch.
-    """
+    """A training of another strength on the same block: its losses by epoch."""
 
     e_folds: float
     losses: Sequence[float]
@@ -205,11 +195,6 @@ def is_hopeless(
     lowest loss that is 25 % above another's, two epochs after that one had its lowest
     loss. Stronger penalties learn later, so a stronger one is compared
     with a weaker one only if the weaker one's loss has turned up, and after that.
-
-    Args:
-        e_folds: Of the training.
-        losses: Its validation data losses so far.
-        others: Trainings that have ended.
     """
     lowest = min(losses)
     for other in others:

@@ -25,10 +25,6 @@ _TEMPORARY = re.compile(r"\..+\.(json|md|html|png|svg)\.[a-z0-9_]{8}")
 class Store:
     """Finished runs in a directory, one file each, written atomically.
 
-    Args:
-        directory: A folder that can be written.
-        configuration: Everything that the numbers follow from, as plain data.
-
     Raises:
         InputError: If the directory holds the runs of another configuration; the
             message shows what differs.
@@ -131,11 +127,7 @@ class Store:
 
 @contextlib.contextmanager
 def lock_directory(directory: pathlib.Path | None, what: str) -> Iterator[None]:
-    """Keep a directory for this process, as long as it lives; ``None`` needs no lock.
-
-    Args:
-        directory: The directory.
-        what: What this process makes there, as "comparison".
+    """Keep a directory for this process, which makes ``what`` there: a comparison.
 
     Raises:
         InputError: If another process has it.

@@ -47,12 +47,7 @@ class Task:
 
 
 class Shared:
-    """What the arms of a seed share, made when it is first asked for.
-
-    Args:
-        plan: The plan.
-        seed: The seed.
-    """
+    """What the arms of a seed share, made when it is first asked for."""
 
     def __init__(self, plan: Plan, seed: int) -> None:
         self._plan = plan

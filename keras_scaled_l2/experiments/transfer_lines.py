@@ -101,12 +101,7 @@ class Line:
 
 
 def make_line(rule: str, small: Plan, here: Plan) -> Line:
-    """The line of a rule at a size.
-
-    Args:
-        rule: One of ``OWN``, or ``SWEEP``.
-        small: Plan of the smallest size.
-        here: Plan of this size.
+    """The line of a rule of ``OWN``, or of ``SWEEP``, at a size.
 
     Raises:
         InputError: If the rule does not fit network or optimizer.

@@ -214,10 +214,7 @@ def _strength(plan: TransferPlan, rule: str, place: Place) -> float:
 def _half_life(plan: Plan, product: float, decoupled: bool) -> float:
     """Epochs in which a weight without data gradient halves.
 
-    Args:
-        plan: Gives batch size and momentum.
-        product: Learning rate times coefficient, or times decay.
-        decoupled: Which of the two.
+    ``product``: learning rate times coefficient, or times decoupled decay.
     """
     per_step = product
     if not decoupled:

@@ -50,11 +50,6 @@ PAUSE = 1.0
 class Tuner:
     """A plan that only needs to be trained.
 
-    Args:
-        plan: What to do.
-        say: Told what is being trained.
-        workers: Processes that train; ``None`` trains in this one.
-
     Raises:
         InputError: If the storage cannot be used.
     """

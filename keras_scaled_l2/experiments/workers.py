@@ -62,9 +62,7 @@ class _Process:
 class Workers:
     """Worker processes, started when there is work for them.
 
-    Args:
-        arguments: Of ``make_tuning_plan``; each process makes its own plan of them.
-        count: How many processes.
+    Each makes its own plan of these arguments of ``make_tuning_plan``.
 
     Raises:
         InputError: If the arguments cannot be sent to another process.

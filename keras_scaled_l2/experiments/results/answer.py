@@ -28,10 +28,6 @@ MOST_SEEDS = 1000
 def answer(record: ComparisonRecord, analysis: Analysis) -> list[str]:
     """Which arm won, how sure that is, and at what strength.
 
-    Args:
-        record: The comparison.
-        analysis: Its arms by one metric.
-
     Returns:
         Three or four sentences; the last one says how many seeds would decide what
         these leave open. One sentence for one seed; none if there is nothing to

@@ -34,10 +34,6 @@ def save_figures(
     Each file is written beside its place and then moved there. A figure that is left
     out takes an older file of its name with it: that one shows something else.
 
-    Args:
-        comparison: What to draw.
-        directory: Made if it does not exist.
-
     Returns:
         The files, in the order in which they were written.
     """
