@@ -80,7 +80,6 @@ def test_strength_of_a_whole_name_goes_before_that_of_its_penalty():
         ([], "no arms"),
         (["none", "l3"], "unknown arm 'l3': did you mean 'l2'"),
         (["l2+dropuot"], "did you mean 'l2\\+dropout'"),
-        (["l2", "l2"], "more than once"),
         (["l2+sample"], "at most one penalty"),
         (["l2+l2"], "no part twice"),
         (["none+dropout"], "cannot be joined"),

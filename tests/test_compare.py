@@ -326,6 +326,7 @@ def test_network_of_a_function_is_made_anew_for_each_seed():
         ({"learning_rate": math.nan}, "learning rate"),
         ({"optimizer": 3}, "expected a name or an optimizer"),
         ({"arms": [Arm("l2"), "l2"]}, "more than once"),
+        ({"arms": ["l2", "l2"]}, "more than once"),
         ({"model": 3}, "expected a built keras.Model"),
         ({"model": "nowhere.keras"}, "cannot be read"),
         ({"tune": 0}, "tune 0"),

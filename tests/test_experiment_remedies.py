@@ -4,7 +4,6 @@ The code that is run is taken out of the message.
 """
 
 import configparser
-import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -203,16 +202,11 @@ def test_extra_that_is_to_be_installed_exists_and_holds_what_is_required():
     setup = configparser.ConfigParser()
     setup.read(pathlib.Path(__file__).parent.parent / "setup.cfg")
     packages = setup["options.extras_require"][extra]
-    source = "".join(
-        path.read_text() for path in pathlib.Path(compare_folder()).glob("*.py")
-    )
+    folder = pathlib.Path(sys.modules["keras_scaled_l2.experiments"].__file__).parent
+    source = "".join(path.read_text() for path in folder.glob("*.py"))
     of = {"sklearn": "scikit-learn", "scipy": "scikit-learn"}  # which needs SciPy
     for module in set(re.findall(r'require\(\s*"(\w+)', source)) - {"mnist1d"}:
         assert of.get(module, module) in packages
-
-
-def compare_folder():
-    return pathlib.Path(sys.modules["keras_scaled_l2.experiments"].__file__).parent
 
 
 @pytest.mark.filterwarnings("error::keras_scaled_l2.experiments.errors.DataWarning")
@@ -462,8 +456,6 @@ def test_directory_of_another_comparison_is_left_or_removed(way, tmp_path):
         compare(problem=tiny(), epochs=epochs, directory=folder, **options)
 
     folder = tmp_path / "one"
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(folder)
     small(folder, 1)
     assert way in message(small, folder, 2)
     if way == "remove that one":

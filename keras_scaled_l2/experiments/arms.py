@@ -155,16 +155,13 @@ def named_arms(
         largest: Weights of the network's largest kernel; see ``default_strength``.
 
     Raises:
-        InputError: If a name is unknown or doubled, a combination has no meaning, or
-            a strength is not a finite number of 0 or more, or is for no arm.
+        InputError: If a name is unknown, a combination has no meaning, or a strength
+            is not a finite number of 0 or more, or is for no arm.
     """
     names = list(names)
     strengths = dict(strengths or {})
     if not names:
         raise InputError(f"no arms: expected some of {', '.join(DEFAULT_ARMS)}.")
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise InputError(f"arm {doubled[0]!r} is given more than once.")
     parts = {name: _parts(name) for name in names}
     takers = {n: penalty for n, (penalty, _) in parts.items() if penalty is not None}
     for name, value in strengths.items():

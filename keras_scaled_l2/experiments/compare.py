@@ -292,20 +292,22 @@ class Experiment:
     def _record(self, arm: Arm) -> ArmRecord:
         grid = grids.grid(arm, self.plan.trials) if self.plan.trials else ()
         for setting in grid:
-            self._coefficients(arm.name, setting)
+            self._coefficients(arm.name, setting.rule)
         return ArmRecord(
             name=arm.name,
             rule=arm.config,
             dropout=arm.dropout,
-            coefficients=self._coefficients(arm.name, grids.given(arm)),
+            coefficients=self._coefficients(arm.name, arm.config),
             weight_decay=arm.weight_decay,
             grid=grid,
         )
 
-    def _coefficients(self, name: str, setting: Hyperparameters) -> dict[str, float]:
+    def _coefficients(
+        self, name: str, rule: Mapping[str, Any] | None
+    ) -> dict[str, float]:
         return coefficients(
             self.plan.network,
-            Arm(name, setting.rule),
+            Arm(name, rule),
             samples=self.plan.problem.samples["train"],
             batch_size=self.plan.batch_size,
             learned=True,
@@ -318,7 +320,7 @@ class Experiment:
         return Job(
             shared.data,
             shared.initial(seed),
-            self._coefficients(task.arm.name, setting),
+            self._coefficients(task.arm.name, setting.rule),
             seed=seed,
             epochs=plan.epochs,
             dropout=setting.dropout,

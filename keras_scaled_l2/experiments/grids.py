@@ -18,11 +18,6 @@ DECADES = 1.0
 """How far a grid of strengths reaches below and above the strength given."""
 
 
-def given(arm: Arm) -> Hyperparameters:
-    """The arm as it was given."""
-    return Hyperparameters(arm.config, arm.dropout, arm.weight_decay)
-
-
 def grid(arm: Arm, trials: int) -> tuple[Hyperparameters, ...]:
     """What an arm tries; empty if it has nothing to choose.
 

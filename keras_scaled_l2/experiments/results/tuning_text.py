@@ -23,12 +23,11 @@ _CODE = {
     "decay": "weight_decay={:g}",
     "dropout": "keras.layers.Dropout({:g})",
 }
-"""Rule -> the line that puts a strength to use; see ``ARMS`` of the tuning."""
+"""Rule -> the line that puts a strength to use."""
 
 _STRENGTH = re.compile(r"\b((?:strength|l2|std|epochs)=)[^,)]+")
 
 _EQUIVALENTS = {
-    "keras": "keras.regularizers.L2",
     "textbook": "lambda of lambda / (2 m)",
     "torch": "torch.optim.SGD weight_decay",
     "sklearn_mlp": "scikit-learn MLP alpha",
@@ -36,7 +35,6 @@ _EQUIVALENTS = {
     "ridge": "Ridge alpha",
     "prior_std": "Gaussian prior std",
     "decoupled": "AdamW weight_decay",
-    "half_life": "half-life in epochs",
 }
 
 
@@ -237,7 +235,7 @@ def use(result: TuningRecord) -> Iterable[str]:
     if life is not None:
         yield f"Half-life of a weight without data gradient: {life:.3g} epochs"
     for name, value in result.equivalents().items():
-        if name not in ("keras", "half_life"):
+        if name in _EQUIVALENTS:
             yield f"{_EQUIVALENTS[name]}: {value:.3g}"
 
 
