@@ -316,6 +316,7 @@ def test_network_of_a_function_is_made_anew_for_each_seed():
     assert without_seconds(again) == without_seconds(first)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -162,6 +162,7 @@ def test_real_trainings_of_a_users_own_function(data):
     assert found.to_markdown().startswith(found.problem)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "message"),
     [

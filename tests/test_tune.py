@@ -212,6 +212,7 @@ def test_directory_of_another_configuration_is_refused(tmp_path):
         small(directory=tmp_path, grid=[0.0], epochs=2)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -13,6 +13,7 @@ from keras_scaled_l2.experiments.results.tuning_records import (
     TuningPoint,
     TuningRecord,
 )
+from keras_scaled_l2.report_text import EQUIVALENTS
 
 _CODE = {
     "l2": "kernel_regularizer=keras.regularizers.L2({:g})",
@@ -26,16 +27,6 @@ _CODE = {
 """Rule -> the line that puts a strength to use."""
 
 _STRENGTH = re.compile(r"\b((?:strength|l2|std|epochs)=)[^,)]+")
-
-_EQUIVALENTS = {
-    "textbook": "lambda of lambda / (2 m)",
-    "torch": "torch.optim.SGD weight_decay",
-    "sklearn_mlp": "scikit-learn MLP alpha",
-    "logistic_c": "LogisticRegression C",
-    "ridge": "Ridge alpha",
-    "prior_std": "Gaussian prior std",
-    "decoupled": "AdamW weight_decay",
-}
 
 
 def code(result: TuningRecord) -> str:
@@ -235,8 +226,8 @@ def use(result: TuningRecord) -> Iterable[str]:
     if life is not None:
         yield f"Half-life of a weight without data gradient: {life:.3g} epochs"
     for name, value in result.equivalents().items():
-        if name in _EQUIVALENTS:
-            yield f"{_EQUIVALENTS[name]}: {value:.3g}"
+        if name not in ("keras", "half_life"):
+            yield f"{EQUIVALENTS[name]} = {value:.3g}"
 
 
 def _say(strength: float) -> str:
