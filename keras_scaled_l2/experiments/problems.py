@@ -174,7 +174,7 @@ class Source:
             name=self.title,
             task=given.task,
             classes=given.classes,
-            **_named(sets, self.standardize),
+            **_arrays(sets, self.standardize),
             split_seed=None if fixed else seed,
             source=self,
         )
@@ -340,23 +340,20 @@ def load_problem(
     return source.split(seed)
 
 
-def _named(
+def _arrays(
     sets: Mapping[str, tuple[np.ndarray, np.ndarray]], standardize: bool
 ) -> dict[str, np.ndarray]:
-    arrays = {}
-    mean, factor = np.zeros(()), np.ones(())
+    arrays = {f"x_{name}": x for name, (x, _) in sets.items()}
     if standardize:
-        x = sets["train"][0]
+        x = arrays["x_train"]
         # Pixels of a channel, or steps of a sequence, are of one kind: a pixel that is
         # rarely set would become a very large number by its own deviation.
         axes = tuple(range(x.ndim - 1))
-        mean = x.mean(axis=axes, dtype=np.float64)
+        mean = x.mean(axis=axes, dtype=np.float64).astype("float32")
         scale = x.std(axis=axes, dtype=np.float64).astype("float32")
         # A feature that is constant in training is 0 everywhere: nothing is learned of
         # it, and what it may be elsewhere has no scale.
         factor = np.where(scale > 0, 1 / np.where(scale > 0, scale, 1), 0)
-    mean, factor = mean.astype("float32"), factor.astype("float32")
-    for name, (x, y) in sets.items():
-        arrays[f"x_{name}"] = (x - mean) * factor if standardize else x
-        arrays[f"y_{name}"] = y
-    return arrays
+        factor = factor.astype("float32")
+        arrays = {name: (x - mean) * factor for name, x in arrays.items()}
+    return arrays | {f"y_{name}": y for name, (_, y) in sets.items()}

@@ -82,11 +82,10 @@ class Store:
         return found
 
     def save(self, name: str, record: Mapping[str, Any]) -> None:
-        """Write the record of this name, whole or not at all."""
-        plain = finite(record)
+        """Write the record of this name, as ``finite`` left it, whole or not at all."""
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"format": _FORMAT, "sha256": _digest(plain), "record": plain}
+        content = {"format": _FORMAT, "sha256": _digest(record), "record": record}
         write_json(path, content)
 
     def _path(self, name: str) -> pathlib.Path:
