@@ -115,7 +115,7 @@ class Trainer:
     def train(self, cell: Cell, points: list[Point]) -> Iterator[tuple[Point, Any]]:
         """Train points; each result as soon as it is there."""
         from keras_scaled_l2.experiments.architectures import initial_weights
-        from keras_scaled_l2.experiments.engine import Job
+        from keras_scaled_l2.experiments.jobs import Job
 
         engine, architecture, penalized = self.engine(cell)
         epochs = EPOCHS[cell.problem]
@@ -146,8 +146,8 @@ class Trainer:
 def _engine(cell: Cell, problem: Any) -> tuple[Any, Any, list[str]]:
     import keras
 
-    from keras_scaled_l2.experiments.engine import Engine, Parts
-    from keras_scaled_l2.experiments.program import make_parts
+    from keras_scaled_l2.experiments.engine import Engine
+    from keras_scaled_l2.experiments.program import Parts, make_parts
 
     architecture = make_architecture(cell, problem)
 

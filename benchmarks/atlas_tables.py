@@ -112,7 +112,7 @@ class Result:
         values = self.sweep(criterion).values
         strengths = sorted(values)
         samples = [
-            Sample(c, c, {(s, 0): v for s, v in values[c].items()}) for c in strengths
+            Sample(c, {(s, 0): v for s, v in values[c].items()}) for c in strengths
         ]
         return curve(samples), strengths
 

@@ -56,7 +56,9 @@ def engine_timer(data: Any, units: int, epochs: int) -> Callable[[], float]:
 
     from keras_scaled_l2.experiments.architectures import dense, initial_weights
     from keras_scaled_l2.experiments.coefficients import penalizable
-    from keras_scaled_l2.experiments.engine import Engine, Job, Parts
+    from keras_scaled_l2.experiments.engine import Engine
+    from keras_scaled_l2.experiments.jobs import Job
+    from keras_scaled_l2.experiments.program import Parts
 
     def parts() -> Parts:
         network = dense(data, [units, units]).build(0)

@@ -23,7 +23,8 @@ from keras import ops
 from keras_scaled_l2 import ApplyL2, EvidenceL2, attach, penalized, suggest
 from keras_scaled_l2.experiments.architectures import dense, initial_weights
 from keras_scaled_l2.experiments.arrays import checked
-from keras_scaled_l2.experiments.engine import Engine, Job
+from keras_scaled_l2.experiments.engine import Engine
+from keras_scaled_l2.experiments.jobs import Job
 from keras_scaled_l2.experiments.problems import Source, load_problem
 from keras_scaled_l2.experiments.program import make_parts
 from keras_scaled_l2.grams import RowFinder, gamma_of_all

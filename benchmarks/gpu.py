@@ -103,8 +103,10 @@ def many(count: int, rounds: int) -> dict[str, Any]:
     from keras_scaled_l2.experiments.architectures import dense, initial_weights
     from keras_scaled_l2.experiments.arrays import checked
     from keras_scaled_l2.experiments.coefficients import penalizable
-    from keras_scaled_l2.experiments.engine import Engine, Job, Parts
+    from keras_scaled_l2.experiments.engine import Engine
+    from keras_scaled_l2.experiments.jobs import Job
     from keras_scaled_l2.experiments.problems import Source
+    from keras_scaled_l2.experiments.program import Parts
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5000, 784)).astype("float32")

@@ -1,6 +1,6 @@
 """Steps that ``tune`` takes, and how good a strength it finds.
 
-Eight settings, to which the search was once fitted: digits, breast-cancer, mnist5k
+Eight tasks, to which the search was once fitted: digits, breast-cancer, mnist5k
 clean and with 20 % wrong labels, each with SGD and Adam; and held-out ones.
 
 - Against a plain grid: 12 strengths, no penalty and 11 half decades of e-folds, five
@@ -10,10 +10,10 @@ clean and with 20 % wrong labels, each with SGD and Adam; and held-out ones.
 - Against Optuna's TPE with Hyperband and KerasTuner's Hyperband at as many steps: what
   each chooses is trained over all epochs on five seeds that nobody has seen.
 
-    python benchmarks/tune_cost.py [--repetitions N] [SETTING ...]
+    python benchmarks/tune_cost.py [--repetitions N] [TASK ...]
     python benchmarks/tune_cost.py --table
 
-A setting is PROBLEM[+noise]/OPTIMIZER. Repetition r uses seeds of its own. What is
+A task is PROBLEM[+noise]/OPTIMIZER. Repetition r uses seeds of its own. What is
 finished is kept in ``--results`` and not measured again. KerasTuner is no dependency:
 without it (pip install keras-tuner) its column stays empty.
 """
@@ -47,7 +47,7 @@ RUNS = 3
 UNSEEN = range(1000, 1005)
 
 
-def settings(problems):
+def tasks(problems):
     return [
         f"{problem}/{optimizer}" for problem in problems for optimizer in OPTIMIZERS
     ]
@@ -65,7 +65,7 @@ def problem_of(name):
     return load_problem(plain, label_noise=NOISE if noise else 0.0)
 
 
-class Setting:
+class Task:
     """A problem with an optimizer: one engine for all that is trained on it."""
 
     def __init__(self, name):
@@ -135,23 +135,23 @@ class Setting:
         return Budget(train, steps)
 
 
-def measure(setting, repetition):
+def measure(task, repetition):
     first = SEEDS * repetition
     seeds = range(first, first + SEEDS)
     clock = time.perf_counter()
-    tuned = setting.tuner(seeds).run()
+    tuned = task.tuner(seeds).run()
     seconds = time.perf_counter() - clock
     chosen = tuned.best["strength"]
-    losses, steps = setting.whole([*setting.strengths, chosen], seeds)
-    best = min(setting.strengths, key=losses.get)
+    losses, steps = task.whole([*task.strengths, chosen], seeds)
+    best = min(task.strengths, key=losses.get)
     choices = {"tune": [chosen], "grid": [best]}
-    low, high = min(setting.strengths[1:]), max(setting.strengths)
+    low, high = min(task.strengths[1:]), max(task.strengths)
     for name, search in RIVALS.items():
         if name.startswith("Keras") and not importlib.util.find_spec("keras_tuner"):
             continue
         choices[name] = [
             search(
-                setting.budget(seed, tuned.steps),
+                task.budget(seed, tuned.steps),
                 low,
                 high,
                 tuned.epochs,
@@ -160,7 +160,7 @@ def measure(setting, repetition):
             for seed in seeds[:RUNS]
         ]
     every = sorted({s for values in choices.values() for s in values})
-    unseen, _ = setting.whole(every, UNSEEN)
+    unseen, _ = task.whole(every, UNSEEN)
     return {
         "steps": tuned.steps,
         "grid_steps": steps * len(PLACES),
@@ -169,7 +169,7 @@ def measure(setting, repetition):
         "loss": losses[chosen],
         "grid_best": best,
         "grid_loss": losses[best],
-        "curve": [[s, losses[s]] for s in setting.strengths],
+        "curve": [[s, losses[s]] for s in task.strengths],
         "choices": choices,
         "unseen": {name: [unseen[s] for s in v] for name, v in choices.items()},
         "findings": list(tuned.findings),
@@ -241,12 +241,12 @@ def said(strength):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("settings", nargs="*")
+    parser.add_argument("tasks", nargs="*")
     parser.add_argument("--repetitions", type=int, default=1)
     parser.add_argument("--results", type=pathlib.Path, default="runs/tune_cost")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    names = given.settings or settings((*DEVELOPED, *HELD_OUT))
+    names = given.tasks or tasks((*DEVELOPED, *HELD_OUT))
     if given.table:
         found = list(measured(names, given.results, given.repetitions))
         for made in (against_grid, against_rivals):
@@ -257,7 +257,7 @@ def main():
         for name in names:
             path, found = read(given.results, name, repetition)
             if found is None:
-                found = measure(Setting(name), repetition)
+                found = measure(Task(name), repetition)
                 path.write_text(json.dumps(found, indent=1))
             share = found["steps"] / found["grid_steps"]
             above = found["loss"] / found["grid_loss"] - 1

@@ -21,7 +21,7 @@ import time
 
 import optuna
 
-from keras_scaled_l2.experiments import tune, tuner, workers
+from keras_scaled_l2.experiments import tune, workers
 
 TESTS = pathlib.Path(__file__).parents[1] / "tests"
 KILLS = 20
@@ -159,7 +159,7 @@ if __name__ == "__main__":
             continue
         clock = time.perf_counter()
         result, kills, again = way()
-        most = kills * (workers.AT_ONCE if way is local else tuner.AT_ONCE * 1)
+        most = kills * workers.AT_ONCE
         print(
             f"{way.__name__}: {COUNT} workers, {kills} killed, "
             f"{len(trials_of(result))} trainings, {again} run again (at most {most}); "

@@ -58,7 +58,7 @@ def fan_in(layer: keras.Layer, variable: keras.Variable) -> float:
         layer,
         (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose),
     ):
-        strides = _tuple(layer.strides, len(shape) - 2)
+        strides: Shape = layer.strides
         window = zip(shape[:-2], strides, strict=True)
         return shape[-1] * math.prod(max(k / s, 1) for k, s in window)
     # The first factor of LoRA has the kernel's dimensions but for the last.
@@ -140,7 +140,3 @@ def _fan_in_of_einsum(equation: str, shape: Shape) -> int:
     kernel = operands.split(",")[1]
     sizes = zip(kernel.replace(".", ""), shape, strict=True)
     return math.prod(size for label, size in sizes if label not in output)
-
-
-def _tuple(value: int | Sequence[int], length: int) -> tuple[int, ...]:
-    return (value,) * length if isinstance(value, int) else tuple(value)

@@ -54,7 +54,7 @@ _COLUMNS = (
         "elements of the weight that the data determine, by the evidence.",
     ),
 )
-_EQUIVALENTS = {
+EQUIVALENTS = {
     "textbook": "the textbook's lambda / (2 m): lambda",
     "torch": "torch.optim.SGD and Adam: weight_decay",
     "decoupled": "AdamW and Keras's optimizers: weight_decay",
@@ -64,6 +64,7 @@ _EQUIVALENTS = {
     "prior_std": "Gaussian prior on each weight: standard deviation",
     "half_life": "half-life of a weight without data gradient, in epochs",
 }
+"""Convention, as ``convert`` names it -> what is set there."""
 
 
 def as_text(report: CostRecord) -> str:
@@ -206,4 +207,4 @@ def _equivalents(report: CostRecord) -> Iterator[str]:
         + ":"
     )
     for name, value in report.equivalents.items():
-        yield f"{_EQUIVALENTS[name]} = {value:.4g}"
+        yield f"{EQUIVALENTS[name]} = {value:.4g}"

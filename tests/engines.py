@@ -8,7 +8,8 @@ import numpy as np
 from keras_scaled_l2.experiments.architectures import dense, initial_weights
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.coefficients import penalizable
-from keras_scaled_l2.experiments.engine import Engine, Job
+from keras_scaled_l2.experiments.engine import Engine
+from keras_scaled_l2.experiments.jobs import Job
 from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.program import make_parts
 

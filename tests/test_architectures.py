@@ -22,11 +22,6 @@ from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.results.comparison import Comparison
 from keras_scaled_l2.experiments.results.files import read_json
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 L = keras.layers
 
 
@@ -163,16 +158,6 @@ def test_subclassed_model_is_refused_with_what_works():
     assert "\n" not in str(error.value)
     found = small(model=subclassed, arms=["none", "l2"])
     assert len({run.starting_cost.data for run in found["none"].runs}) == 2
-    with pytest.raises(InputError, match="put Dropout in by hand"):
-        small(model=subclassed, arms=["dropout"])
-
-
-def test_function_that_makes_the_same_model_twice_is_refused():
-    model = chain()
-    before = initial_weights(model)
-    with pytest.raises(InputError, match="the same weights twice"):
-        small(model=lambda: model)
-    assert all(same(initial_weights(model), before))
 
 
 def test_compiled_and_trained_model_is_like_any_other():
@@ -184,29 +169,6 @@ def test_compiled_and_trained_model_is_like_any_other():
 
     assert small(model=make)["none"].runs[0].test.data_loss > 0
     assert small(model=make())["none"].runs[0].test.data_loss > 0
-
-
-def test_model_without_kernels_is_refused():
-    def make():
-        layers = [L.Reshape((6, 1)), Scale(), L.Flatten(), Mean()]
-        return keras.Sequential([keras.Input((6,)), *layers])
-
-    with pytest.raises(InputError, match="Nothing to penalize"):
-        small(model=make)
-
-
-class Scale(L.Layer):
-    def build(self, _):
-        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
-        self.built = True
-
-    def call(self, inputs):
-        return inputs * self.scale
-
-
-class Mean(L.Layer):
-    def call(self, inputs):
-        return keras.ops.mean(inputs, axis=-1, keepdims=True)
 
 
 MODULE = """
@@ -304,7 +266,9 @@ def late_merge(activation):
     x = shared(inputs)
     for i in range(2):
         x = L.Dense(6, activation="tanh" if activation else "sigmoid", name=f"x{i}")(x)
-    return keras.Model(inputs, shared(x))
+    model = keras.Model(inputs, shared(x))
+    assert model.layers[-1] is not shared
+    return model
 
 
 @pytest.mark.parametrize(
@@ -342,11 +306,6 @@ def chain_of(features):
     return keras.Sequential([keras.Input((features,)), L.Dense(1)])
 
 
-def test_shared_output_layer_is_not_the_last_of_its_model():
-    model = late_merge("sigmoid")
-    assert model.layers[-1].name != "shared"
-
-
 def test_probabilities_and_logits_of_one_network_give_the_same_losses():
     logits = small(model=chain, epochs=3)
     inputs = keras.Input((6,))
@@ -379,20 +338,6 @@ def test_two_outputs_answer_a_problem_of_two_classes(activation):
         assert run.starting_cost.data == pytest.approx(np.log(2), abs=0.6)
         assert run.train.data_loss < 0.7 * run.starting_cost.data
         assert run.test.calibration_error is not None
-    with pytest.raises(InputError, match=r"needs \(None, 1\)"):
-        small(model=lambda: chain(3, activation))
-
-
-@pytest.mark.parametrize(
-    ("outputs", "activation", "expected"),
-    [
-        (2, "sigmoid", "a sigmoid for each class"),
-        (1, "softmax", "a softmax over one unit"),
-    ],
-)
-def test_outputs_that_are_no_distribution_are_refused(outputs, activation, expected):
-    with pytest.raises(InputError, match=expected):
-        small(model=lambda: chain(outputs, activation))
 
 
 def open_images():

@@ -23,11 +23,6 @@ from keras_scaled_l2.experiments.errors import InputError
 
 L = keras.layers
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 
 def rule_of(arm):
     return keras.saving.deserialize_keras_object(arm.config)
@@ -85,7 +80,6 @@ def test_strength_of_a_whole_name_goes_before_that_of_its_penalty():
         ([], "no arms"),
         (["none", "l3"], "unknown arm 'l3': did you mean 'l2'"),
         (["l2+dropuot"], "did you mean 'l2\\+dropout'"),
-        (["l2", "l2"], "more than once"),
         (["l2+sample"], "at most one penalty"),
         (["l2+l2"], "no part twice"),
         (["none+dropout"], "cannot be joined"),

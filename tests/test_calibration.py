@@ -10,11 +10,6 @@ from keras import ops
 from keras_scaled_l2.experiments.dropout_variant import VariableDropout
 from keras_scaled_l2.experiments.results.calibration import BINS, calibration_error
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 
 def naive(probabilities, labels, bins):
     """Guo et al. (2017), equation 3, bin by bin and example by example."""

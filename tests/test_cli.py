@@ -22,11 +22,6 @@ from keras_scaled_l2.experiments.plan import (
 from keras_scaled_l2.experiments.results.comparison import Comparison
 from keras_scaled_l2.experiments.results.files import read_json
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 
 @pytest.fixture
 def small(tmp_path):

@@ -8,11 +8,6 @@ from keras_scaled_l2.experiments import TuningResult, tune
 from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.results.files import read_json
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 
 @pytest.fixture
 def data(tmp_path):

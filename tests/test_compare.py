@@ -19,15 +19,10 @@ from keras_scaled_l2.experiments import Arm, Comparison, compare, runs
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.errors import InputError
-from keras_scaled_l2.experiments.problems import Source, split
-from keras_scaled_l2.experiments.progress import Bar, Lines, Silent, choose
+from keras_scaled_l2.experiments.problems import Source
+from keras_scaled_l2.experiments.progress import Bar, Lines, Progress, choose
 from keras_scaled_l2.experiments.results.files import read_json
 from keras_scaled_l2.scalars import LAYOUT
-
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
 
 ARMS = ("none", "l2", "sample+dropout")
 
@@ -67,7 +62,7 @@ def quick(tmp_path_factory):
     folder, stream = tmp_path_factory.mktemp("quick"), io.StringIO()
     with contextlib.chdir(folder):
         comparison = small(
-            problem=split(tiny_problem(), 3),
+            problem=tiny_problem().source.split(3),
             arms=["none", "l2"],
             seeds=1,
             epochs=1,
@@ -94,6 +89,7 @@ def test_every_arm_is_run_from_every_seed(made):
     assert comparison.weights == 6 * 8 + 8 + 8 + 1
     assert comparison.architecture == "dense 6-8-1 (relu)"
     assert comparison.backend == keras.config.backend()
+    assert comparison.split == "by seed"
     assert comparison.samples == {"train": 48, "validation": 16, "test": 16}
     assert comparison.optimizer["config"]["learning_rate"] == 0.05
 
@@ -130,7 +126,7 @@ def test_same_call_gives_the_same_numbers(made):
     assert without_seconds(small()) == without_seconds(comparison)
 
 
-def assert_charts_are_filled(tags, penalized):
+def assert_charts_are_filled(tags):
     """Every tag that a chart of the layout names is in the event files."""
     for charts in LAYOUT.values():
         for patterns in charts.values():
@@ -138,7 +134,6 @@ def assert_charts_are_filled(tags, penalized):
                 assert any(re.fullmatch(pattern.rstrip("$"), tag) for tag in tags)
     names = [tag for tag in tags if tag.startswith("gradient_norm/ratio/")]
     assert len(names) == 2
-    assert penalized in (True, False)
 
 
 def test_directory_holds_json_page_and_curves(made):
@@ -157,7 +152,7 @@ def test_directory_holds_json_page_and_curves(made):
                 }
                 assert {"cost/data", "cost/penalty"} <= tags
                 if part == "train":
-                    assert_charts_are_filled(tags, penalized=arm != "none")
+                    assert_charts_are_filled(tags)
                 assert ("test/data_loss" in tags) is (part == "train")
     page = (folder / "comparison.html").read_text()
     assert all(arm in page for arm in ARMS)
@@ -181,11 +176,6 @@ def test_nothing_is_written_without_a_directory(quick):
     assert list(quick[2].iterdir()) == []
 
 
-def test_problem_may_be_loaded_before(quick):
-    assert quick[0].split == "by seed"
-    assert quick[0].problem == "tiny"
-
-
 def test_lines_tell_of_each_run_in_turn(quick):
     told = [line.partition(" test data loss ")[0] for line in quick[1]]
     assert [line.partition(" ")[0] for line in told] == ["[1/2]", "[2/2]"]
@@ -197,7 +187,7 @@ def test_lines_tell_of_each_run_in_turn(quick):
 def test_optimizer_object_is_used_and_recorded(quick):
     optimizer = keras.optimizers.RMSprop(0.25, rho=0.5)
     comparison = small(
-        problem=split(tiny_problem(), 3),
+        problem=tiny_problem().source.split(3),
         arms=["none"],
         seeds=1,
         epochs=1,
@@ -326,41 +316,25 @@ def test_network_of_a_function_is_made_anew_for_each_seed():
     assert without_seconds(again) == without_seconds(first)
 
 
-def dense_model(units=1, features=6, regularizer=None):
-    layer = keras.layers.Dense(units, kernel_regularizer=regularizer)
-    return keras.Sequential([keras.Input((features,)), layer])
-
-
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"seeds": 0}, "seeds 0"),
         ({"seeds": [1, 1]}, "none of them twice"),
         ({"seeds": [-1]}, "seed -1"),
-        ({"epochs": 0}, "epochs 0"),
         ({"batch_size": 1.5}, "batch size 1.5"),
         ({"hidden": [8, 0]}, "hidden units 0"),
-        ({"dropout": 1.0}, "dropout rate"),
-        ({"strengths": {"l2": -1.0}}, "strength l2"),
         ({"learning_rate": math.nan}, "learning rate"),
-        ({"optimizer": "sdg"}, "did you mean 'sgd'"),
         ({"optimizer": 3}, "expected a name or an optimizer"),
         ({"arms": [Arm("l2"), "l2"]}, "more than once"),
-        ({"arms": [Arm("x")], "strengths": {"x": 1.0}}, "a rule of its own"),
+        ({"arms": ["l2", "l2"]}, "more than once"),
         ({"model": 3}, "expected a built keras.Model"),
-        ({"model": "dens"}, "did you mean 'dense'"),
         ({"model": "nowhere.keras"}, "cannot be read"),
-        ({"model": "nowhere:make"}, "is not found"),
-        ({"model": "conv"}, "needs images"),
         ({"tune": 0}, "tune 0"),
         ({"patience": 0}, "patience 0"),
         ({"memory": 0}, "memory 0: expected GiB"),
         ({"model": lambda: 3}, "made int"),
         ({"model": lambda: 1 / 0}, "failed: ZeroDivisionError"),
-        ({"model": lambda: dense_model(units=3)}, "needs (None, 1)"),
-        ({"model": lambda: dense_model(features=3)}, "inputs of shape (None, 3)"),
-        ({"model": lambda: dense_model(regularizer="l2")}, "carries a penalty"),
-        ({"arms": [Arm("x", keras.regularizers.L1(0.1))]}, "not of the form"),
         ({"arms": [Arm("x", {"class_name": "Nowhere", "config": {}})]}, "arm 'x'"),
     ],
 )
@@ -373,7 +347,7 @@ def test_wrong_input_is_refused_before_any_training(options, expected, monkeypat
     assert "\n" not in str(error.value)
 
 
-class Interrupting(Silent):
+class Interrupting(Progress):
     """Presses Ctrl-C in the second run."""
 
     def __init__(self):
@@ -434,10 +408,10 @@ def test_bar_counts_every_epoch(capsys):
 
 def test_bar_is_for_terminals_and_lines_for_files(monkeypatch):
     assert isinstance(choose(True), Lines)
-    assert isinstance(choose(False), Silent)
+    assert type(choose(False)) is Progress
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     assert isinstance(choose(True), Bar)
-    mine = Silent()
+    mine = Progress()
     assert choose(mine) is mine
 
 

@@ -23,13 +23,11 @@ from engines import (
 from keras_scaled_l2.experiments import program, training
 from keras_scaled_l2.experiments.architectures import initial_weights
 from keras_scaled_l2.experiments.coefficients import penalizable
-from keras_scaled_l2.experiments.engine import Engine, Parts, Watch
+from keras_scaled_l2.experiments.engine import Engine
+from keras_scaled_l2.experiments.jobs import Watch
 from keras_scaled_l2.experiments.objective import loss_of
+from keras_scaled_l2.experiments.program import Parts
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
 BACKEND = keras.config.backend()
 L = keras.layers
 

@@ -4,7 +4,6 @@ The code that is run is taken out of the message.
 """
 
 import configparser
-import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -22,11 +21,6 @@ from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.errors import EXTRA, DataWarning, InputError, require
 from keras_scaled_l2.experiments.plan import make_plan
 from keras_scaled_l2.experiments.problems import Source
-
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
 
 L = keras.layers
 
@@ -166,9 +160,8 @@ def test_label_noise_is_what_the_message_shows():
 # --- problems -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", ["digit", "mnst5k", "breast-cancr"])
-def test_name_that_is_suggested_is_known(wrong):
-    name = found(r"did you mean '(.*?)'", message(load_problem, wrong))
+def test_name_that_is_suggested_is_known():
+    name = found(r"did you mean '(.*?)'", message(load_problem, "digit"))
     assert load_problem(name).name == name
 
 
@@ -209,16 +202,11 @@ def test_extra_that_is_to_be_installed_exists_and_holds_what_is_required():
     setup = configparser.ConfigParser()
     setup.read(pathlib.Path(__file__).parent.parent / "setup.cfg")
     packages = setup["options.extras_require"][extra]
-    source = "".join(
-        path.read_text() for path in pathlib.Path(compare_folder()).glob("*.py")
-    )
+    folder = pathlib.Path(sys.modules["keras_scaled_l2.experiments"].__file__).parent
+    source = "".join(path.read_text() for path in folder.glob("*.py"))
     of = {"sklearn": "scikit-learn", "scipy": "scikit-learn"}  # which needs SciPy
     for module in set(re.findall(r'require\(\s*"(\w+)', source)) - {"mnist1d"}:
         assert of.get(module, module) in packages
-
-
-def compare_folder():
-    return pathlib.Path(sys.modules["keras_scaled_l2.experiments"].__file__).parent
 
 
 @pytest.mark.filterwarnings("error::keras_scaled_l2.experiments.errors.DataWarning")
@@ -314,11 +302,6 @@ def functional(dropped=False):
     x = keras.Input((6,))
     hidden = L.Dense(3, activation="relu")(x)
     return keras.Model(x, L.Dense(1)(L.Dropout(0.5)(hidden) if dropped else hidden))
-
-
-def test_model_that_cannot_be_cloned_is_handed_in_as_a_function():
-    assert "hand in a function that makes it" in message(planned, model=subclassed())
-    planned(model=subclassed)
 
 
 def test_function_that_keeps_its_model_is_told_both_ways_out():
@@ -473,8 +456,6 @@ def test_directory_of_another_comparison_is_left_or_removed(way, tmp_path):
         compare(problem=tiny(), epochs=epochs, directory=folder, **options)
 
     folder = tmp_path / "one"
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(folder)
     small(folder, 1)
     assert way in message(small, folder, 2)
     if way == "remove that one":

@@ -20,9 +20,10 @@ from keras import layers as L
 
 from keras_scaled_l2 import ApplyL2, EvidenceL2, detach
 from keras_scaled_l2.experiments import Arm, compare
-from keras_scaled_l2.experiments.engine import NORMS, Adapted, Engine
+from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.following import check_following
+from keras_scaled_l2.experiments.jobs import NORMS, Adapted
 from keras_scaled_l2.experiments.naming import paths
 
 RULE = EvidenceL2(0.3, burn_in=2)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.idx import read_idx
-from keras_scaled_l2.experiments.problems import Source, load_problem, split
+from keras_scaled_l2.experiments.problems import Source, load_problem
 
 SETS = ("train", "validation", "test")
 
@@ -98,7 +98,7 @@ def test_same_seed_draws_the_same_split_and_another_seed_another():
 
 
 def test_split_depends_on_the_seed_and_not_on_earlier_splits():
-    wandered = split(split(load_problem("digits", seed=0), 7), 5)
+    wandered = load_problem("digits", seed=0).source.split(7).source.split(5)
     direct = load_problem("digits", seed=5)
     for part in SETS:
         assert np.array_equal(
@@ -159,7 +159,9 @@ def test_folds_follow_from_the_seed_and_come_split():
     ]
     assert numbers(first[0], "validation") != numbers(other[0], "validation")
     assert numbers(first[0], "test") != numbers(other[0], "test")
-    assert numbers(split(first[2], 7), "validation") == numbers(first[2], "validation")
+    assert numbers(first[2].source.split(7), "validation") == numbers(
+        first[2], "validation"
+    )
     assert first[0].split_seed is None
 
 
@@ -577,7 +579,7 @@ def test_given_sets_are_drawn_from_by_seed_once_samples_are_asked_for(saved):
     path = saved(**example_arrays(**more))
     problem = load_problem(path, samples=10)
     assert (problem.split_seed, len(problem.y_train)) == (0, 10)
-    assert not same_sets(problem, split(problem, 1), ["train"])
+    assert not same_sets(problem, problem.source.split(1), ["train"])
 
 
 def test_label_noise_is_a_share_of_other_classes_and_spares_the_test_set():
@@ -596,8 +598,8 @@ def test_label_noise_is_a_share_of_other_classes_and_spares_the_test_set():
     assert np.all(abs(counts[1:] - 30) < 4 * 4.7)
     assert problem.name == "made up (label noise 0.3)"
     assert problem.y_train.dtype == np.int32
-    assert same_sets(split(problem, 4), problem)
-    assert not same_sets(split(problem, 5), problem)
+    assert same_sets(problem.source.split(4), problem)
+    assert not same_sets(problem.source.split(5), problem)
 
 
 def test_label_noise_reaches_a_validation_set_that_came_along():

@@ -24,11 +24,6 @@ from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.results.files import read_json
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 ARMS = ("none", "l2", "sample+dropout")
 COMPARE = importlib.import_module("keras_scaled_l2.experiments.compare")
 L = keras.layers

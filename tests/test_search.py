@@ -8,8 +8,8 @@ import pytest
 from keras_scaled_l2.experiments.search import (
     Finished,
     Space,
-    grid_jobs,
     is_hopeless,
+    lacking,
     next_jobs,
 )
 
@@ -124,7 +124,7 @@ def test_search_goes_on_where_it_stopped():
 
 
 def test_grid_is_taken_as_it_is():
-    jobs = grid_jobs([3, 1], BLOCKS[:2], {3: {BLOCKS[0]: 1.0}})
+    jobs = lacking([3, 1], BLOCKS[:2], {3: {BLOCKS[0]: 1.0}})
     assert jobs == [(1, BLOCKS[0]), (3, BLOCKS[1]), (1, BLOCKS[1])]
 
 

@@ -21,11 +21,6 @@ from keras_scaled_l2.experiments.start_checks import (
     check_start,
 )
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 L = keras.layers
 
 

@@ -7,9 +7,13 @@ import keras
 import numpy as np
 import pytest
 
-from keras_scaled_l2.experiments import TransferResult, transfer
+from keras_scaled_l2.experiments import TransferResult, families, transfer
+from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.families import NAMES, member, width_for
+from keras_scaled_l2.experiments.jobs import Trained
+from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.results.files import read_json
 from keras_scaled_l2.experiments.results.scaling import Interval
 from keras_scaled_l2.experiments.results.transfer_records import Regret, RuleTransfer
@@ -41,8 +45,6 @@ def trained(monkeypatch):
 
 def _surface(job):
     """Best at c = 1e-3 (a decay of 3e-2), learning rate 0.03, at every size."""
-    from keras_scaled_l2.experiments.engine import Trained
-
     c = np.mean(list(job.coefficients.values())) if job.coefficients else 0.0
     strength = c or job.weight_decay / 30
     loss = 2.0
@@ -134,23 +136,16 @@ def test_stopped_transfer_goes_on_and_is_the_same(data, trained, tmp_path):
         made(data, **options, epochs=2)
 
 
-def test_every_family_trains(data):
-    # Real steps; 8 x 8 images.
-    x = np.random.default_rng(0).normal(size=(60, 8, 8, 1)).astype("float32")
-    from keras_scaled_l2.experiments.arrays import checked
-    from keras_scaled_l2.experiments.families import NAMES, member
-    from keras_scaled_l2.experiments.problems import Source
-
-    y = np.arange(60) % 2
+@pytest.mark.once
+@pytest.mark.parametrize("family", NAMES)
+def test_weights_of_a_family_are_counted_without_making_it(family):
+    x, y = np.zeros((60, 8, 9, 2)), np.arange(60) % 3
     arrays = checked({"x_train": x, "y_train": y}, name="noise")
     problem = Source("noise", arrays).split(0)
-    for family in NAMES:
-        found = member(family, problem, 2)
-        outputs = found.network(problem.x_train[:3])
-        assert tuple(outputs.shape) == (3, 1)
-        assert found.weights == sum(
-            math.prod(v.shape) for v in found.network.trainable_weights
-        )
+    for width in (1, 4):
+        weights = member(family, problem, width).weights
+        assert families._weights(family, (8, 9, 2), 3, width) == weights
+        assert width_for(family, problem, weights + 1) == width
 
 
 def test_real_trainings_of_a_users_own_function(data):
@@ -167,6 +162,7 @@ def test_real_trainings_of_a_users_own_function(data):
     assert found.to_markdown().startswith(found.problem)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -22,11 +22,6 @@ from keras_scaled_l2.experiments.trials import Trials
 from keras_scaled_l2.experiments.tuner import Tuner, say_nothing
 from keras_scaled_l2.experiments.tuning_plan import make_tuning_plan
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 
 def problem(kind="binary", n=100, features=6):
     random = np.random.default_rng(0)
@@ -116,23 +111,6 @@ def test_logistic_regression_agrees_with_scikit_learn_on_the_same_folds():
             Cs=[1 / (2 * m * c) for c in GRID], cv=cv, scoring="neg_log_loss"
         ).fit(x, y)
     assert result.best["strength"] == pytest.approx(1 / (2 * m * np.max(search.C_)))
-
-
-def test_folds_are_stratified_disjoint_and_leave_the_test_set_alone():
-    data = problem()
-    parts = data.source.folds(4, 1)
-    plain = data.source.split(1)
-    pool = {row.tobytes() for row in [*plain.x_train, *plain.x_validation]}
-    left = [{row.tobytes() for row in p.x_validation} for p in parts]
-    assert set().union(*left) == pool
-    assert sum(map(len, left)) == len(pool)
-    for part, rows in zip(parts, left, strict=True):
-        assert {row.tobytes() for row in part.x_train} == pool - rows
-        assert np.array_equal(part.x_test, plain.x_test)
-        share = part.y_validation.mean()
-        assert share == pytest.approx(part.y_train.mean(), abs=0.06)
-    again = data.source.folds(4, 1)
-    assert np.array_equal(again[0].x_train, parts[0].x_train)
 
 
 @pytest.mark.parametrize("rule", ["l2", "prior", "decay", "dropout", "l2+dropout"])
@@ -234,6 +212,7 @@ def test_directory_of_another_configuration_is_refused(tmp_path):
         small(directory=tmp_path, grid=[0.0], epochs=2)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -91,6 +91,7 @@ def normalized():
     return keras.Model(inputs, L.Dense(1, "sigmoid")(hidden))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "message"),
     [

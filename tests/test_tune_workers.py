@@ -17,11 +17,6 @@ from test_tune import small
 from keras_scaled_l2.experiments import workers
 from keras_scaled_l2.experiments.errors import InputError
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 GRID = [0.0, 0.01, 0.1, 0.3]
 
 

@@ -27,7 +27,7 @@ DRAWS = 400
 def samples(losses, *, blocks=5):
     """Strengths equal to e-folds; ``losses(i)`` gives an array over the blocks."""
     return [
-        Sample(e, e, {(b, 0): float(v) for b, v in enumerate(losses(i)[:blocks])})
+        Sample(e, {(b, 0): float(v) for b, v in enumerate(losses(i)[:blocks])})
         for i, e in enumerate(E_FOLDS)
     ]
 

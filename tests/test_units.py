@@ -16,12 +16,6 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from keras_scaled_l2.regularizers import HalfLifeL2, PriorL2, SampleL2
 from keras_scaled_l2.units import CONVENTIONS, COUNTS, convert
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors and of Keras's
-# variables does not take yet, so that Keras cannot hand out a weight without it.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 NAMES = [
     "keras",
     "textbook",

@@ -18,11 +18,6 @@ from keras_scaled_l2.experiments import Arm, compare
 from keras_scaled_l2.experiments.coefficients import penalizable
 from keras_scaled_l2.experiments.errors import InputError
 
-# Not ours: NumPy 2 wants a keyword that __array__ of torch's tensors does not take yet.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 
 def trained(setting=None, c=0.0, optimizer="sgd", *, drops=False, decays=True):
     """The weights after two epochs, and what else the job left."""

@@ -45,10 +45,6 @@ def dense(problem: Problem, hidden: Sequence[int] = DEFAULT_HIDDEN) -> Architect
 
     Hidden kernels start He-normal, the last one Glorot-uniform, biases at 0.
 
-    Args:
-        problem: Gives the input's shape and the number of outputs.
-        hidden: Units of each hidden layer; none makes a linear model.
-
     Raises:
         InputError: If a number of units is not a whole number of 1 or more.
     """

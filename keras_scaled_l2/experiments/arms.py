@@ -29,6 +29,7 @@ _RULES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
 
 EVIDENCE = "evidence"
 """Name of the arm that finds a strength for each layer while it trains."""
+_EVIDENCE = {"initial": 1.0, "samples": None, "burn_in": 5, "temperature": 1.0}
 
 DECAY = "decay"
 """Name of the arm with decoupled weight decay in the optimizer instead of a penalty."""
@@ -154,16 +155,13 @@ def named_arms(
         largest: Weights of the network's largest kernel; see ``default_strength``.
 
     Raises:
-        InputError: If a name is unknown or doubled, a combination has no meaning, or
-            a strength is not a finite number of 0 or more, or is for no arm.
+        InputError: If a name is unknown, a combination has no meaning, or a strength
+            is not a finite number of 0 or more, or is for no arm.
     """
     names = list(names)
     strengths = dict(strengths or {})
     if not names:
         raise InputError(f"no arms: expected some of {', '.join(DEFAULT_ARMS)}.")
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise InputError(f"arm {doubled[0]!r} is given more than once.")
     parts = {name: _parts(name) for name in names}
     takers = {n: penalty for n, (penalty, _) in parts.items() if penalty is not None}
     for name, value in strengths.items():
@@ -173,14 +171,15 @@ def named_arms(
     for name, (penalty, drops) in parts.items():
         rule, decay = None, 0.0
         if penalty == EVIDENCE:
-            rule = _evidence_rule()
+            rule = _serialized("EvidenceL2", **_EVIDENCE)
         elif penalty is not None:
             default = default_strength(penalty, largest)
             strength = strengths.get(name, strengths.get(penalty, default))
             if penalty == DECAY:
                 decay = strength
             else:
-                rule = _named_rule(penalty, strength)
+                class_name, options = _RULES[penalty]
+                rule = _serialized(class_name, strength=float(strength), **options)
         arms.append(Arm(name, rule, rate if drops else 0.0, decay))
     return tuple(arms)
 
@@ -234,24 +233,13 @@ def _check_strength(name: str, value: Any, takers: Mapping[str, str]) -> None:
         raise unknown("arm in a strength", name, accepted)
 
 
-def _named_rule(penalty: str, strength: float) -> dict[str, Any]:
-    class_name, options = _RULES[penalty]
+def _serialized(class_name: str, **config: Any) -> dict[str, Any]:
     # As keras.saving.serialize_keras_object writes it: no Keras is loaded for a name.
     return {
         "module": f"{_PACKAGE}.regularizers",
         "class_name": class_name,
-        "config": {"strength": float(strength), **options},
+        "config": config,
         "registered_name": f"{_PACKAGE}>{class_name}",
-    }
-
-
-def _evidence_rule() -> dict[str, Any]:
-    """``EvidenceL2()``, likewise."""
-    return {
-        "module": f"{_PACKAGE}.regularizers",
-        "class_name": "EvidenceL2",
-        "config": {"initial": 1.0, "samples": None, "burn_in": 5, "temperature": 1.0},
-        "registered_name": f"{_PACKAGE}>EvidenceL2",
     }
 
 

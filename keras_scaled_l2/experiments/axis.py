@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import keras
 
-from keras_scaled_l2.counts import elements
 from keras_scaled_l2.efolds import (
     INERT,
     e_folds_of_decay,
@@ -18,8 +17,9 @@ from keras_scaled_l2.efolds import (
     is_exact,
 )
 from keras_scaled_l2.experiments.arms import DECAY, Arm, named_arms
-from keras_scaled_l2.experiments.coefficients import coefficients, penalizable
+from keras_scaled_l2.experiments.coefficients import coefficients, penalizable_sizes
 from keras_scaled_l2.experiments.errors import InputError, one_line, unknown
+from keras_scaled_l2.experiments.plan import Plan
 from keras_scaled_l2.experiments.search import Place
 from keras_scaled_l2.regularizers import HalfLifeL2, PriorL2
 from keras_scaled_l2.rule import Rule
@@ -27,6 +27,8 @@ from keras_scaled_l2.suggesting import strength_of, with_strength
 
 Kind = Literal["penalty", "decay", "dropout"]
 NAMES = ("l2", "scaled", "sample", "prior", "half-life", DECAY, "dropout")
+RULES = (*NAMES, *(f"{name}+dropout" for name in NAMES[:-1]))
+"""Names of rules, and of rules beside dropout."""
 _LATTICE = math.sqrt(10.0)
 """Half a decade: the step of the lattice in e-folds."""
 _HIGHEST_RATE = 9
@@ -147,44 +149,27 @@ class Axis:
         return (0, -3, 6) if self.exact else (0, -7, 8)
 
 
-def make_axis(
-    rule: str | keras.Regularizer,
-    *,
-    network: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
-    samples: int,
-    batch_size: int,
-    epochs: int,
-    rate: float = 0.0,
-) -> Axis:
-    """The axis of a rule on a network.
-
-    Args:
-        rule: A name of ``NAMES``, or a rule, whose strength is tuned.
-        network: A built network without penalties.
-        optimizer: The optimizer.
-        samples: Training examples.
-        batch_size: Examples of a step.
-        epochs: Epochs of a whole training.
-        rate: Dropout rate at every strength.
+def make_axis(rule: str | keras.Regularizer, plan: Plan, rate: float = 0.0) -> Axis:
+    """The axis of a rule, or of a name of ``NAMES``, in the trainings of a plan.
 
     Raises:
         InputError: If there is no such rule, or it does not fit.
     """
     if rule == "dropout":
         return Axis("dropout", {}, 1.0, 1.0, 0.0, 0.0, True, 0.0)
-    updates = epochs * math.ceil(samples / batch_size)
+    optimizer, samples = plan.optimizer.make(), plan.problem.samples["train"]
+    updates = plan.epochs * math.ceil(samples / plan.batch_size)
     if rule == DECAY:
         folds = _positive(e_folds_of_decay(1.0, optimizer, updates))
         return Axis("decay", {}, 1.0, 1.0, folds, folds, True, INERT, rate)
     made = _rule(rule, optimizer)
-    counts: dict[str, Any] = {"samples": samples, "batch_size": batch_size}
-    reference = coefficients(network, Arm("tuned", made), **counts)
+    counts: dict[str, Any] = {"samples": samples, "batch_size": plan.batch_size}
+    reference = coefficients(plan.network, Arm("tuned", made), **counts)
     _, unit = strength_of(made)
     doubled = with_strength(made, 2.0 * unit)
-    twice = coefficients(network, Arm("tuned", doubled), **counts)
+    twice = coefficients(plan.network, Arm("tuned", doubled), **counts)
     path = next(iter(reference))
-    sizes = {p: elements(v.shape) for p, v in penalizable(network).items()}
+    sizes = penalizable_sizes(plan.network)
     folds = _positive(
         e_folds_per_coefficient(optimizer, updates, weights=sum(sizes.values()))
     )
@@ -240,7 +225,7 @@ def _named(name: str, optimizer: keras.optimizers.Optimizer) -> keras.Regularize
             learning_rate=rate if isinstance(rate, float) else None,
             momentum=config.get("momentum"),
         )
-    raise unknown("rule", name, [*NAMES, *(f"{n}+dropout" for n in NAMES[:-1])])
+    raise unknown("rule", name, RULES)
 
 
 def _positive(folds: float | None) -> float:

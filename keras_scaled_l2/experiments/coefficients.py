@@ -11,6 +11,7 @@ import keras
 # Registers the rules, so that a config finds its class.
 import keras_scaled_l2.regularizers  # noqa: F401
 from keras_scaled_l2.attaching import attach, bind, detach, penalized
+from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments.arms import Arm
 from keras_scaled_l2.experiments.errors import InputError, one_line
 from keras_scaled_l2.experiments.naming import paths
@@ -27,12 +28,8 @@ def coefficients(
 ) -> dict[str, float]:
     """The effective coefficient of an arm's rule on each weight that it penalizes.
 
-    Args:
-        model: A built model; left as it was.
-        arm: The arm.
-        samples: Number of training examples.
-        batch_size: Examples per step.
-        learned: Whether the rule may learn its strength: then the one it starts from.
+    The model is left as it was. A rule that learns its strength is refused, unless
+    ``learned``: then these are the ones that it starts from.
 
     Returns:
         Path of the weight -> ``c``; empty for an arm without a penalty.
@@ -109,3 +106,8 @@ def penalizable(model: keras.Model) -> dict[str, keras.Variable]:
         ) from error
     names = paths(model)
     return {names[id(v)]: v for v in chosen}
+
+
+def penalizable_sizes(model: keras.Model) -> dict[str, int]:
+    """The number of elements of each of these weights, by path."""
+    return {path: elements(v.shape) for path, v in penalizable(model).items()}

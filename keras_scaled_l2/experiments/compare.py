@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
 import shutil
@@ -19,14 +18,11 @@ from keras_scaled_l2.experiments.architectures import DEFAULT_HIDDEN
 from keras_scaled_l2.experiments.arms import DEFAULT_ARMS, DEFAULT_DROPOUT, Arm
 from keras_scaled_l2.experiments.coefficients import coefficients, penalizable
 from keras_scaled_l2.experiments.dropout_variant import derive
-from keras_scaled_l2.experiments.engine import (
-    Engine,
-    Job,
-    Parts,
-)
+from keras_scaled_l2.experiments.engine import Engine, make_engine
 from keras_scaled_l2.experiments.environment import device, versions
 from keras_scaled_l2.experiments.following import Follower, learned_rule
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
+from keras_scaled_l2.experiments.jobs import Job
 from keras_scaled_l2.experiments.plan import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_EPOCHS,
@@ -37,7 +33,6 @@ from keras_scaled_l2.experiments.plan import (
     make_plan,
 )
 from keras_scaled_l2.experiments.problems import Problem
-from keras_scaled_l2.experiments.program import make_parts
 from keras_scaled_l2.experiments.progress import Progress, choose
 from keras_scaled_l2.experiments.results.comparison import Comparison
 from keras_scaled_l2.experiments.results.files import finite, write_json, write_text
@@ -147,9 +142,6 @@ def compare(
 class Experiment:
     """A plan with its network built: what is left can only train.
 
-    Args:
-        plan: What to do.
-
     Raises:
         InputError: If an arm does not fit the network, or the directory holds another
             comparison.
@@ -235,16 +227,16 @@ class Experiment:
         """All trials of a seed, then all its runs, as batches of jobs."""
         shared = Shared(self.plan, seed)
         tasks = [Task(a, seed, n) for a in self._arms for n in range(len(a.grid))]
-        tried_by_number: dict[str, dict[int, Trial]] = {a.name: {} for a in self._arms}
-        for task, found in self._all(tasks, [t.tried for t in tasks], shared, progress):
-            tried = Trial.from_dict(found)
+        tried: dict[tuple[str, int], Trial] = {}
+        settings = [setting for arm in self._arms for setting in arm.grid]
+        for task, found in self._all(tasks, settings, shared, progress):
             assert task.trial is not None
-            tried_by_number[task.arm.name][task.trial] = tried
-            progress.tried(task.arm.name, seed, task.trial, tried)
+            trial = tried[task.arm.name, task.trial] = Trial.from_dict(found)
+            progress.tried(task.arm.name, seed, task.trial, trial)
         # As they stand in the grid, whichever ended first.
         trials = {
-            name: [found[number] for number in sorted(found)]
-            for name, found in tried_by_number.items()
+            arm.name: [tried[arm.name, n] for n in range(len(arm.grid))]
+            for arm in self._arms
         }
         tasks = [Task(arm, seed) for arm in self._arms]
         settings = [best_of(arm, trials[arm.name]) for arm in self._arms]
@@ -300,20 +292,22 @@ class Experiment:
     def _record(self, arm: Arm) -> ArmRecord:
         grid = grids.grid(arm, self.plan.trials) if self.plan.trials else ()
         for setting in grid:
-            self._coefficients(arm.name, setting)
+            self._coefficients(arm.name, setting.rule)
         return ArmRecord(
             name=arm.name,
             rule=arm.config,
             dropout=arm.dropout,
-            coefficients=self._coefficients(arm.name, grids.given(arm)),
+            coefficients=self._coefficients(arm.name, arm.config),
             weight_decay=arm.weight_decay,
             grid=grid,
         )
 
-    def _coefficients(self, name: str, setting: Hyperparameters) -> dict[str, float]:
+    def _coefficients(
+        self, name: str, rule: Mapping[str, Any] | None
+    ) -> dict[str, float]:
         return coefficients(
             self.plan.network,
-            Arm(name, setting.rule),
+            Arm(name, rule),
             samples=self.plan.problem.samples["train"],
             batch_size=self.plan.batch_size,
             learned=True,
@@ -326,7 +320,7 @@ class Experiment:
         return Job(
             shared.data,
             shared.initial(seed),
-            self._coefficients(task.arm.name, setting),
+            self._coefficients(task.arm.name, setting.rule),
             seed=seed,
             epochs=plan.epochs,
             dropout=setting.dropout,
@@ -350,23 +344,11 @@ class Experiment:
         """
         if kind not in self._engines:
             progress.compile()
-            engine = self._make_engine(*kind)
+            drops, decays = kind
+            engine = make_engine(self.plan, drops=drops, decays=decays)
             engine.warm_up(self.plan.problem)
             self._engines[kind] = engine
         return self._engines[kind]
-
-    def _make_engine(self, drops: bool, decays: bool) -> Engine:
-        return Engine(
-            functools.partial(self._parts, drops),
-            problem=self.plan.problem,
-            batch_size=self.plan.batch_size,
-            decays=decays,
-            memory=self.plan.memory,
-        )
-
-    def _parts(self, drops: bool) -> Parts:
-        network = self.plan.architecture.build(self.plan.seeds[0])
-        return make_parts(network, self.plan.optimizer.make(), drops=drops)
 
     def _load(self, task: Task) -> dict[str, Any] | None:
         return None if self._store is None else self._store.load(task.name)

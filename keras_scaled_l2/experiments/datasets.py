@@ -23,11 +23,7 @@ class Dataset(NamedTuple):
 
 
 def named(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """The data set of a name that ``PROBLEMS`` has.
-
-    Args:
-        name: The name.
-        data_dir: Folder with the files of ``mnist`` or ``fashion_mnist``.
+    """The data set of a name that ``PROBLEMS`` has, or of a folder with its files.
 
     Raises:
         InputError: If it cannot be had, or another one is to come from files.

@@ -19,15 +19,10 @@ def drawn_share(
 def drawn_count(
     groups: Sequence[np.ndarray], count: int, seed: Sequence[int]
 ) -> np.ndarray:
-    """So many of all, each group by its share, in rising order.
+    """So many of all, no more than there are, each group by its share, in rising order.
 
     What is left over by rounding down goes to the groups that lost most by it. A
     larger count from the same seed holds nearly all that a smaller one does.
-
-    Args:
-        groups: Examples by class.
-        count: How many; no more than there are.
-        seed: Seed of the draw.
     """
     random = np.random.default_rng(seed)
     sizes = np.array([len(group) for group in groups])

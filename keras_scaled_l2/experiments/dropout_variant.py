@@ -25,12 +25,12 @@ from keras_scaled_l2.experiments.graph import (
     output_call,
     tensors_in,
 )
+from keras_scaled_l2.experiments.naming import every_layer
 from keras_scaled_l2.experiments.rebuilding import Call
 
 Where = Callable[[keras.Layer], bool] | Collection[keras.Layer]
 """A predicate on layers, or a collection of layers."""
 
-_LINEAR = (None, "linear")
 _NON_LINEAR = (
     keras.layers.ELU,
     keras.layers.LeakyReLU,
@@ -99,7 +99,7 @@ class VariableDropout(keras.layers.Layer):
 
 def variable_dropouts(model: keras.Model) -> list[VariableDropout]:
     """The layers of a derived model whose rate can be set."""
-    return [x for x in _all_layers(model) if isinstance(x, VariableDropout)]
+    return [x for x in every_layer(model) if isinstance(x, VariableDropout)]
 
 
 def with_dropout(
@@ -148,15 +148,7 @@ def derive(
     seed: int | None = None,
     dropout: type[keras.Layer] = keras.layers.Dropout,
 ) -> keras.Model:
-    """``with_dropout`` with another class of layers in the place of ``Dropout``.
-
-    Args:
-        model: As in ``with_dropout``, and so the others.
-        rate: Share of units that are dropped in training.
-        where: Layers to put dropout after.
-        seed: Seed of the masks.
-        dropout: Made as ``dropout(rate, seed=..., name=...)``.
-    """
+    """``with_dropout`` with another layer, ``dropout(rate, seed=..., name=...)``."""
     _check_rewritable(model)
     config = copy.deepcopy(model.get_config())
     maker = rebuilding.Maker(dropout, rate, seed)
@@ -179,15 +171,10 @@ def derive(
             f"model {model.name!r} cannot be rewritten with dropout "
             f"({rebuilding.reason(error)}): {rebuilding.remedy(model)}"
         ) from error
-    copy_weights(model, variant)
-    return variant
-
-
-def copy_weights(model: keras.Model, variant: keras.Model) -> None:
-    """Give a variant the present weights of the model that it was derived from."""
     for source, target in matching_weights(model, variant):
         # A copy: on JAX the step that trains one model frees the buffers it shares.
         target.assign(np.array(keras.ops.convert_to_numpy(source.value)))
+    return variant
 
 
 def matching_weights(
@@ -215,13 +202,6 @@ def _check_rewritable(model: keras.Model) -> None:
             "functional model. Write it as a functional model, or put Dropout in by "
             "hand."
         )
-
-
-def _all_layers(model: keras.Model) -> Iterator[keras.Layer]:
-    for layer in model.layers:
-        yield layer
-        if is_graph(layer):
-            yield from _all_layers(layer)
 
 
 def _rewrite(
@@ -310,7 +290,7 @@ def _is_non_linear(layer: Any) -> bool:
     activation = getattr(layer, "activation", None)
     if activation is None:
         return False
-    return getattr(activation, "__name__", "") not in (*_LINEAR, "softmax")
+    return getattr(activation, "__name__", "") not in ("linear", "softmax")
 
 
 def _rewrite_chain(
@@ -340,12 +320,8 @@ def _rewrite_graph(
 ) -> None:
     """Put dropout between the chosen calls and those that use what they return.
 
-    Args:
-        model: The model of the config.
-        config: Changed in place.
-        chosen: The calls.
-        entry_after: Makes the dropout layer of a call.
-        outputs: Whether the model's own outputs are taken after the dropout too.
+    Changes the config in place. ``outputs``: whether the model's own outputs are taken
+    after the dropout too.
     """
     added: dict[Call, dict[str, Any]] = {}
 

@@ -11,42 +11,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from keras_scaled_l2.experiments.jobs import (
-    NORMS,
-    Adapt,
-    Adapted,
-    Curves,
-    Evaluation,
-    Gradients,
-    Job,
-    Norms,
-    Stop,
-    Trained,
-    Watch,
-)
+from keras_scaled_l2.experiments.jobs import Job, Stop, Trained, Watch
+from keras_scaled_l2.experiments.plan import DEFAULT_MEMORY, Plan
 from keras_scaled_l2.experiments.problems import Problem
-from keras_scaled_l2.experiments.program import DataOnDevice, Parts, Program
+from keras_scaled_l2.experiments.program import (
+    DataOnDevice,
+    Parts,
+    Program,
+    make_parts,
+)
 from keras_scaled_l2.experiments.threads import Group, Results, side_by_side
 from keras_scaled_l2.experiments.training import Training
 
-__all__ = [
-    "MEMORY",
-    "NORMS",
-    "Adapt",
-    "Adapted",
-    "Curves",
-    "Engine",
-    "Evaluation",
-    "Gradients",
-    "Job",
-    "Norms",
-    "Parts",
-    "Stop",
-    "Trained",
-    "Watch",
-]
-
-MEMORY = 2 * 2**30
+MEMORY = int(DEFAULT_MEMORY * 2**30)
 """Bytes that the jobs which train at the same time may take by default."""
 
 
@@ -221,3 +198,22 @@ class Engine:
             numbered = list(same)
             for first in range(0, len(numbered), self.jobs_at_once):
                 yield dict(numbered[first : first + self.jobs_at_once])
+
+
+def make_engine(
+    plan: Plan, *, drops: bool, decays: bool, threads: int | None = None
+) -> Engine:
+    """The engine of a plan's network, for jobs that may have dropout, or decay."""
+
+    def parts() -> Parts:
+        network = plan.architecture.build(plan.seeds[0])
+        return make_parts(network, plan.optimizer.make(), drops=drops)
+
+    return Engine(
+        parts,
+        problem=plan.problem,
+        batch_size=plan.batch_size,
+        decays=decays,
+        memory=plan.memory,
+        threads=threads,
+    )

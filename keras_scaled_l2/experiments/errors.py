@@ -23,13 +23,7 @@ class DataWarning(UserWarning):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is not known, with the nearest one that is.
-
-    Args:
-        kind: What is named, as "problem" or "arm".
-        name: What was received.
-        known: The names that would have been accepted.
-    """
+    """The error for a name of a kind, as "arm", with the nearest one that is known."""
     names = list(known)
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""

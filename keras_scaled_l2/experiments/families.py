@@ -13,6 +13,7 @@ from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments import architectures
 from keras_scaled_l2.experiments.architectures import Architecture
 from keras_scaled_l2.experiments.errors import InputError, unknown
+from keras_scaled_l2.experiments.plan import check_count
 from keras_scaled_l2.experiments.problems import Problem
 
 NAMES = ("dense", "conv", "residual")
@@ -26,14 +27,7 @@ Family = str | Callable[[int], keras.Model]
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A network of a family.
-
-    Args:
-        width: Its width.
-        weights: Number of its trainable weights.
-        architecture: How to make it.
-        network: Made of seed 0.
-    """
+    """A network of a family, made of seed 0, with its number of trainable weights."""
 
     width: int
     weights: int
@@ -52,9 +46,7 @@ def member(family: Family, problem: Problem, width: int) -> Member:
     Raises:
         InputError: If there is no such family, or it does not fit the problem.
     """
-    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-        raise InputError(f"width {width!r}: expected a whole number of 1 or more.")
-    found = _architecture(family, problem, width)
+    found = _architecture(family, problem, check_count("width", width))
     network = found.build(0)
     weights = sum(elements(v.shape) for v in network.trainable_weights)
     return Member(width, weights, found, network)
@@ -67,8 +59,7 @@ def width_for(family: Family, problem: Problem, weights: int) -> int:
         InputError: If the family is a function of the user's, whose widths have to be
             given, or the number is less than that of a network of width 1.
     """
-    if isinstance(weights, bool) or not isinstance(weights, int) or weights < 1:
-        raise InputError(f"size {weights!r}: expected a whole number of weights.")
+    check_count("size", weights)
     if not isinstance(family, str) or ":" in family:
         raise InputError(
             f"sizes for the model {family!r}: expected widths, since nobody knows how "

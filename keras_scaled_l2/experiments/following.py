@@ -103,12 +103,7 @@ def check_following(
 ) -> Follower:
     """Refuse before any training what the evidence refuses, in one line.
 
-    Args:
-        name: Whose rule it is, for the error.
-        network: The network, made for this alone.
-        rule: A rule that learns its strength.
-        problem: The data.
-        epochs: Of a training.
+    The network is to be made for this alone; the name is the rule's, for the error.
 
     Raises:
         InputError: If the evidence has no meaning for the network, or the training is

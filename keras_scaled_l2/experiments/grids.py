@@ -18,11 +18,6 @@ DECADES = 1.0
 """How far a grid of strengths reaches below and above the strength given."""
 
 
-def given(arm: Arm) -> Hyperparameters:
-    """The arm as it was given."""
-    return Hyperparameters(arm.config, arm.dropout, arm.weight_decay)
-
-
 def grid(arm: Arm, trials: int) -> tuple[Hyperparameters, ...]:
     """What an arm tries; empty if it has nothing to choose.
 
@@ -30,10 +25,6 @@ def grid(arm: Arm, trials: int) -> tuple[Hyperparameters, ...]:
     given; dropout rates evenly from 0.1 to 0.7. An arm with both tries as many pairs as
     the others try values: each value once, the weakest penalty not always beside the
     lowest rate (a Latin square's diagonal).
-
-    Args:
-        arm: The arm; what it gives is the middle of the grid of strengths.
-        trials: Number of trials.
     """
     factors = np.logspace(-DECADES, DECADES, trials) if trials > 1 else np.ones(1)
     rates = np.linspace(*RATES, trials) if trials > 1 else np.array([arm.dropout])

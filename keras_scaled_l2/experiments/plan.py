@@ -16,7 +16,6 @@ from typing import Any, Self, TypeAlias
 import keras
 import numpy as np
 
-from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments import architectures
 from keras_scaled_l2.experiments.architectures import DEFAULT_HIDDEN, Architecture
 from keras_scaled_l2.experiments.arms import (
@@ -27,13 +26,13 @@ from keras_scaled_l2.experiments.arms import (
     named_arms,
 )
 from keras_scaled_l2.experiments.arrays import Arrays
-from keras_scaled_l2.experiments.coefficients import penalizable
+from keras_scaled_l2.experiments.coefficients import penalizable_sizes
 from keras_scaled_l2.experiments.environment import versions
 from keras_scaled_l2.experiments.errors import InputError, require, unknown
 from keras_scaled_l2.experiments.following import check_following, learned_rule
 from keras_scaled_l2.experiments.model_checks import fitted
 from keras_scaled_l2.experiments.naming import every_layer, plain_config
-from keras_scaled_l2.experiments.problems import Problem, load_problem, split
+from keras_scaled_l2.experiments.problems import Problem, load_problem
 from keras_scaled_l2.experiments.start_checks import check_start
 
 Model: TypeAlias = (
@@ -54,13 +53,10 @@ with the defaults above."""
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """How to make an optimizer, again and again.
+    """How to make an optimizer again: its class, and its arguments but for the name.
 
-    Not ``keras.optimizers.serialize``: that loads TensorFlow under every backend.
-
-    Args:
-        kind: Class of the optimizer.
-        config: Its arguments, but for the name, in which Keras counts.
+    Keras counts in the name. Not ``keras.optimizers.serialize``: that loads TensorFlow
+    under every backend.
     """
 
     kind: type[keras.optimizers.Optimizer]
@@ -105,7 +101,7 @@ class Plan:
         """The problem as a seed splits it; arrays that came split stay so."""
         if self.problem.split_seed is None:
             return self.problem
-        return split(self.problem, seed)
+        return self.problem.source.split(seed)
 
     def configuration(self) -> dict[str, Any]:
         """What the numbers follow from, but for the seeds, as plain data."""
@@ -204,7 +200,7 @@ def make_plan(
         epochs=epochs,
         batch_size=batch_size,
         optimizer=config,
-        directory=None if directory is None else _writable(directory),
+        directory=None if directory is None else writable(directory),
         trials=trials,
         patience=patience,
         memory=size,
@@ -213,7 +209,7 @@ def make_plan(
 
 def largest_kernel(network: keras.Model) -> int:
     """Number of weights of the largest tensor that a rule is put on by default."""
-    return max(elements(v.shape) for v in penalizable(network).values())
+    return max(penalizable_sizes(network).values())
 
 
 def _check_decay(arms: Sequence[Arm], optimizer: OptimizerSpec) -> None:
@@ -347,7 +343,8 @@ def _optimizer(
     return OptimizerSpec.of(optimizer)
 
 
-def _writable(directory: str | os.PathLike[str]) -> pathlib.Path:
+def writable(directory: str | os.PathLike[str]) -> pathlib.Path:
+    """A directory, made if it does not exist; an ``InputError`` if it takes no file."""
     folder = pathlib.Path(directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)

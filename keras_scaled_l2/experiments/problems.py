@@ -174,17 +174,14 @@ class Source:
             name=self.title,
             task=given.task,
             classes=given.classes,
-            **_named(sets, self.standardize),
+            **_arrays(sets, self.standardize),
             split_seed=None if fixed else seed,
             source=self,
         )
 
     def _noisy_labels(self, pool: np.ndarray, seed: int) -> np.ndarray:
         """The labels of the training arrays, some of those in the pool wrong."""
-        labels = self.arrays.y_train
-        if self.drawn or not self.label_noise:
-            return labels
-        labels = labels.copy()
+        labels = self.arrays.y_train.copy()
         labels[pool] = self._noisy(labels[pool], [seed, 3])
         return labels
 
@@ -226,10 +223,6 @@ class Source:
         Features that are standardized are so by the training set of each fold. Wrong
         labels are the same in all folds; ``samples`` are drawn from what a fold trains
         on. A fold came split: splitting it by another seed leaves it as it is.
-
-        Args:
-            k: Number of folds.
-            seed: Seed of the test set, where it is drawn, and of the folds.
 
         Raises:
             InputError: If there are fewer than two folds, or more than the examples
@@ -344,32 +337,23 @@ def load_problem(
     if standardize is not None:
         source = dataclasses.replace(source, standardize=standardize)
     source = dataclasses.replace(source, samples=samples, label_noise=label_noise)
-    return split(source, seed)
-
-
-def split(problem: Problem | Source, seed: int) -> Problem:
-    """The same problem split anew by another seed; sets that came split stay."""
-    source = problem.source if isinstance(problem, Problem) else problem
     return source.split(seed)
 
 
-def _named(
+def _arrays(
     sets: Mapping[str, tuple[np.ndarray, np.ndarray]], standardize: bool
 ) -> dict[str, np.ndarray]:
-    arrays = {}
-    mean, factor = np.zeros(()), np.ones(())
+    arrays = {f"x_{name}": x for name, (x, _) in sets.items()}
     if standardize:
-        x = sets["train"][0]
+        x = arrays["x_train"]
         # Pixels of a channel, or steps of a sequence, are of one kind: a pixel that is
         # rarely set would become a very large number by its own deviation.
         axes = tuple(range(x.ndim - 1))
-        mean = x.mean(axis=axes, dtype=np.float64)
+        mean = x.mean(axis=axes, dtype=np.float64).astype("float32")
         scale = x.std(axis=axes, dtype=np.float64).astype("float32")
         # A feature that is constant in training is 0 everywhere: nothing is learned of
         # it, and what it may be elsewhere has no scale.
         factor = np.where(scale > 0, 1 / np.where(scale > 0, scale, 1), 0)
-    mean, factor = mean.astype("float32"), factor.astype("float32")
-    for name, (x, y) in sets.items():
-        arrays[f"x_{name}"] = (x - mean) * factor if standardize else x
-        arrays[f"y_{name}"] = y
-    return arrays
+        factor = factor.astype("float32")
+        arrays = {name: (x - mean) * factor for name, x in arrays.items()}
+    return arrays | {f"y_{name}": y for name, (_, y) in sets.items()}

@@ -129,11 +129,7 @@ class Program:
         self._fresh = [_numpy(v) for v in optimizer.variables]
 
     def at_once(self, memory: int) -> tuple[int, int]:
-        """How many jobs make a batch, and how many batches train side by side.
-
-        Args:
-            memory: Bytes that all of them may take.
-        """
+        """How many jobs make a batch, and how many batches fit, into these bytes."""
         fit = max(1, memory // (4 * COPIES * self.size))
         if self.batched:
             return fit, 1

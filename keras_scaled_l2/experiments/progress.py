@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from keras_scaled_l2.experiments.results.records import RunRecord, Trial
 
 
-class Progress(Protocol):
-    """Told of everything that happens in a comparison.
+class Progress:
+    """Told of everything that happens in a comparison; this one shows nothing.
 
     Several runs may be under way at the same time.
     """
@@ -38,38 +38,8 @@ class Progress(Protocol):
         """Nothing follows; called even if the comparison was interrupted."""
 
 
-class Silent:
-    """Shows nothing."""
-
-    def start(self, jobs: int, epochs: int) -> None:
-        """Shows nothing."""
-
-    def compile(self) -> None:
-        """Shows nothing."""
-
-    def begin(self, arm: str, seed: int, trial: int | None = None) -> None:
-        """Shows nothing."""
-
-    def epoch(self, arm: str, seed: int, logs: dict[str, Any]) -> None:
-        """Shows nothing."""
-
-    def tried(self, arm: str, seed: int, number: int, trial: Trial) -> None:
-        """Shows nothing."""
-
-    def finish(self, arm: str, record: RunRecord) -> None:
-        """Shows nothing."""
-
-    def stop(self) -> None:
-        """Shows nothing."""
-
-
-class Lines(Silent):
-    """A plain line for each finished run or trial, for files and pipes.
-
-    Args:
-        stream: Where the lines go; standard error by default.
-        clock: Seconds, from any start.
-    """
+class Lines(Progress):
+    """A plain line for each finished run or trial, by default on standard error."""
 
     def __init__(
         self,
@@ -120,7 +90,7 @@ class Lines(Silent):
         )
 
 
-class Bar(Silent):
+class Bar(Progress):
     """A live bar over all epochs of all runs, with the time that is left.
 
     Raises:
@@ -135,9 +105,7 @@ class Bar(Silent):
             TextColumn,
             TimeRemainingColumn,
         )
-        from rich.progress import (
-            Progress as Columns,
-        )
+        from rich.progress import Progress as Columns
 
         self._columns = Columns(
             TextColumn("{task.description}"),
@@ -198,15 +166,11 @@ class Bar(Silent):
 
 
 def choose(progress: Progress | bool) -> Progress:
-    """The progress to show: a bar on a terminal, plain lines elsewhere.
-
-    Args:
-        progress: ``True`` for that choice, ``False`` for nothing, or one of one's own.
-    """
+    """The progress to show: a bar on a terminal, lines elsewhere, or one's own."""
     if not isinstance(progress, bool):
         return progress
     if not progress:
-        return Silent()
+        return Progress()
     if sys.stderr.isatty():
         try:
             return Bar()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from keras_scaled_l2.experiments.engine import (
+from keras_scaled_l2.experiments.engine import Engine
+from keras_scaled_l2.experiments.jobs import (
     NORMS,
     Curves,
-    Engine,
     Evaluation,
     Gradients,
     Job,
@@ -45,15 +44,7 @@ MAX_WEIGHTS = 50
 def record(
     job: Job, setting: Hyperparameters, start: Trained, trained: Trained, engine: Engine
 ) -> RunRecord:
-    """The record of a run.
-
-    Args:
-        job: What was trained.
-        setting: Its hyperparameters.
-        start: What ``Engine.start`` found at its initial weights.
-        trained: What it left, with both evaluations and gradients.
-        engine: What trained it.
-    """
+    """The record of a run: what ``Engine.start`` found, and what the training left."""
     first = c = job.coefficients
     if job.adapt is not None:
         c = {name: trained.coefficients[name] for name in first}
@@ -118,12 +109,7 @@ def starting_penalty(job: Job, start: Trained) -> float:
 class RunEvents(Watch):
     """Writes a run's curves for TensorBoard, under the tags of ``CostMonitor``.
 
-    Args:
-        directory: Directory of the run; ``train`` and ``validation`` below it.
-        job: What is trained.
-        start_penalty: Penalty before the first step.
-        engine: What trains it.
-        hparams: What TensorBoard's table of runs says of this one.
+    They go to ``train`` and ``validation`` below the directory.
 
     Raises:
         OSError: If the files cannot be written.
@@ -189,16 +175,6 @@ class RunEvents(Watch):
             name: GradientNorms(data[name], penalty[name], weight[name], c.get(name, 0))
             for name in weight
         }
-
-
-@contextlib.contextmanager
-def closing(events: RunEvents | None) -> Iterator[RunEvents | None]:
-    """Events that are closed in any case."""
-    try:
-        yield events
-    finally:
-        if events is not None:
-            events.close()
 
 
 def _ratios(c: Mapping[str, float], norms: Gradients) -> dict[str, float]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from keras_scaled_l2.experiments.results.curve import Block
 
@@ -55,28 +55,16 @@ class Space:
 
 
 Measurements = Mapping[Place, Mapping[Block, float]]
-"""Place -> block -> value of the criterion, lower is better."""
+"""Place -> block -> value of the criterion, lower is better; inf if diverged."""
 
 
 def next_jobs(measured: Measurements, space: Space) -> list[tuple[Place, Block]]:
-    """The jobs of the next round; empty when the search has ended.
-
-    Args:
-        measured: What was measured so far; not finite where training diverged.
-        space: Where to search.
-    """
+    """The jobs of the next round; empty when the search has ended."""
     for places, blocks in _stages(measured, space):
-        jobs = _lacking(places, blocks, measured)
+        jobs = lacking(places, blocks, measured)
         if jobs:
             return jobs
     return []
-
-
-def grid_jobs(
-    places: Sequence[Place], blocks: Sequence[Block], measured: Measurements
-) -> list[tuple[Place, Block]]:
-    """The jobs of a grid that the user gave: all of it, in one round."""
-    return _lacking(places, blocks, measured)
 
 
 def _stages(
@@ -170,26 +158,23 @@ def _mean(values: Mapping[Block, float], blocks: Sequence[Block]) -> float:
     return statistics.fmean(found) if all(map(math.isfinite, found)) else math.inf
 
 
-def _lacking(
-    places: Sequence[Place], blocks: Sequence[Block], measured: Measurements
+def lacking(
+    places: Iterable[Place], blocks: Sequence[Block], measured: Measurements
 ) -> list[tuple[Place, Block]]:
+    """The jobs of these places on these blocks that were not measured yet."""
+    places = dict.fromkeys(places)
     # Block by block: neighbors in the engine share their data.
     return [
         (place, block)
         for block in blocks
-        for place in dict.fromkeys(places)
+        for place in places
         if block not in measured.get(place, {})
     ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A training of another strength on the same block.
-
-    Args:
-        e_folds: Its place on the axis.
-        losses: Validation data loss by epoch.
-    """
+    """A training of another strength on the same block: its losses by epoch."""
 
     e_folds: float
     losses: Sequence[float]
@@ -210,11 +195,6 @@ def is_hopeless(
     lowest loss that is 25 % above another's, two epochs after that one had its lowest
     loss. Stronger penalties learn later, so a stronger one is compared
     with a weaker one only if the weaker one's loss has turned up, and after that.
-
-    Args:
-        e_folds: Of the training.
-        losses: Its validation data losses so far.
-        others: Trainings that have ended.
     """
     lowest = min(losses)
     for other in others:

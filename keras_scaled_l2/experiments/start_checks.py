@@ -23,10 +23,6 @@ LARGE = 10.0
 def check_start(network: keras.Model, problem: Problem) -> None:
     """Look at the data loss before the first step, as the training will meet it.
 
-    Args:
-        network: A built network; left as it was.
-        problem: What it is to be trained on.
-
     Raises:
         InputError: If the network cannot be called on the examples, or its loss is not
             finite.

@@ -25,10 +25,6 @@ _TEMPORARY = re.compile(r"\..+\.(json|md|html|png|svg)\.[a-z0-9_]{8}")
 class Store:
     """Finished runs in a directory, one file each, written atomically.
 
-    Args:
-        directory: A folder that can be written.
-        configuration: Everything that the numbers follow from, as plain data.
-
     Raises:
         InputError: If the directory holds the runs of another configuration; the
             message shows what differs.
@@ -48,17 +44,7 @@ class Store:
         Raises:
             InputError: If another process has it.
         """
-        filelock = require("filelock", "a comparison with a directory")
-        # The lock is the system's: it ends with the process, however that ends.
-        lock = filelock.FileLock(self.directory / ".lock", blocking=False)
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise InputError(
-                f"directory {os.fspath(self.directory)!r} is in use by another "
-                "comparison that is running: wait for it, or give another directory."
-            ) from error
-        try:
+        with lock_directory(self.directory, "comparison"):
             # Again, and from the file: another process may have been here meanwhile.
             self._check()
             self._sweep()
@@ -69,8 +55,6 @@ class Store:
                 merged["arms"] = {**read_json(path)["arms"], **merged["arms"]}
             write_json(path, merged)
             yield
-        finally:
-            lock.release()
 
     def load(self, name: str) -> dict[str, Any] | None:
         """The record of this name; ``None`` if there is none that is whole.
@@ -98,11 +82,10 @@ class Store:
         return found
 
     def save(self, name: str, record: Mapping[str, Any]) -> None:
-        """Write the record of this name, whole or not at all."""
-        plain = finite(record)
+        """Write the record of this name, as ``finite`` left it, whole or not at all."""
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"format": _FORMAT, "sha256": _digest(plain), "record": plain}
+        content = {"format": _FORMAT, "sha256": _digest(record), "record": record}
         write_json(path, content)
 
     def _path(self, name: str) -> pathlib.Path:
@@ -134,23 +117,54 @@ class Store:
                 f"directory {where!r}: its {CONFIGURATION} is damaged "
                 f"({one_line(error)}), so nobody knows what it was made from. {remedy}"
             ) from error
-        found = list(differences(before, self._configuration))
+        found = differences(before, self._configuration)
         if found:
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
             raise InputError(
-                f"directory {where!r} holds another comparison: "
-                f"{'; '.join(found[:3])}{more}. {remedy}"
+                f"directory {where!r} holds another comparison: {found}. {remedy}"
             )
 
 
-def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
-) -> Iterator[str]:
+@contextlib.contextmanager
+def lock_directory(directory: pathlib.Path | None, what: str) -> Iterator[None]:
+    """Keep a directory for this process, which makes ``what`` there: a comparison.
+
+    Raises:
+        InputError: If another process has it.
+    """
+    if directory is None:
+        yield
+        return
+    filelock = require("filelock", f"a {what} with a directory")
+    # The lock is the system's: it ends with the process, however that ends.
+    lock = filelock.FileLock(directory / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise InputError(
+            f"directory {os.fspath(directory)!r} is in use by another {what} that is "
+            "running: wait for it, or give another directory."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """What differs between two configurations, as ``epochs is 12 there, 2 here``.
 
     Arms are compared where both have them: to add an arm, or to leave one out, spoils
     no run that is finished. So it is with seeds, which are no part of a configuration.
+    Empty if nothing differs.
     """
+    found = list(_differences(old, new, ""))
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return "; ".join(found[:3]) + more
+
+
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
+) -> Iterator[str]:
     for key in dict.fromkeys([*old, *new]):
         name = f"{prefix}{key}"
         before, after = old.get(key), new.get(key)
@@ -159,7 +173,7 @@ def differences(
                 shared = before.keys() & after.keys()
                 before = {k: v for k, v in before.items() if k in shared}
                 after = {k: v for k, v in after.items() if k in shared}
-            yield from differences(before, after, f"{name} ")
+            yield from _differences(before, after, f"{name} ")
         elif before != after:
             yield f"{name} is {_short(before)} there, {_short(after)} here"
 

@@ -13,14 +13,8 @@ import numpy as np
 
 from keras_scaled_l2.experiments import runs
 from keras_scaled_l2.experiments.architectures import initial_weights
-from keras_scaled_l2.experiments.engine import (
-    Curves,
-    Engine,
-    Job,
-    Norms,
-    Trained,
-    Watch,
-)
+from keras_scaled_l2.experiments.engine import Engine
+from keras_scaled_l2.experiments.jobs import Curves, Job, Norms, Trained, Watch
 from keras_scaled_l2.experiments.plan import Plan
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.experiments.progress import Progress
@@ -51,20 +45,9 @@ class Task:
         name = f"{self.arm.name}/seed-{self.seed}"
         return name if self.trial is None else f"{name}-trial-{self.trial}"
 
-    @property
-    def tried(self) -> Hyperparameters:
-        """What a trial tries."""
-        assert self.trial is not None
-        return self.arm.grid[self.trial]
-
 
 class Shared:
-    """What the arms of a seed share, made when it is first asked for.
-
-    Args:
-        plan: The plan.
-        seed: The seed.
-    """
+    """What the arms of a seed share, made when it is first asked for."""
 
     def __init__(self, plan: Plan, seed: int) -> None:
         self._plan = plan

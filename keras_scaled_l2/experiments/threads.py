@@ -21,13 +21,7 @@ class _Cancelled(Exception):
 
 
 class _Messenger(Watch):
-    """Has the main thread tell what a thread's training tells.
-
-    Args:
-        watch: Hears of it, in the main thread.
-        inbox: What the main thread reads.
-        cancelled: Whether to break off.
-    """
+    """Has the main thread tell what a thread's training tells."""
 
     def __init__(
         self,
@@ -61,12 +55,6 @@ def side_by_side(
 
     What the watch hears it hears in the calling thread, where Ctrl-C is heard too;
     ``stop`` is asked in the threads, by one at a time.
-
-    Args:
-        trains: Each trains a group; called in a thread of its own.
-        groups: What to train.
-        stop: As in ``Engine.train``.
-        watch: As in ``Engine.train``.
 
     Yields:
         ``(place of the job, what it left)``, as they end.

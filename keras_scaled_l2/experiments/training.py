@@ -27,14 +27,7 @@ CALL_SECONDS = 0.5
 
 
 class Training:
-    """A batch of jobs while it trains: the only place that moves its state.
-
-    Args:
-        program: What they are compiled to.
-        jobs: Place of the job -> the job; all of one problem.
-        stop: As in ``Engine.train``.
-        watch: As in ``Engine.train``.
-    """
+    """A batch of jobs of one problem while it trains; nothing else moves its state."""
 
     def __init__(
         self,

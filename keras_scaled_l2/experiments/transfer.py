@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from keras_scaled_l2.experiments import architectures
-from keras_scaled_l2.experiments.engine import Engine, Job, Parts, Trained
-from keras_scaled_l2.experiments.errors import InputError, require
+from keras_scaled_l2.experiments.engine import Engine, make_engine
+from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.families import Family
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
+from keras_scaled_l2.experiments.jobs import Job, Trained
 from keras_scaled_l2.experiments.plane import Plane, Point, half_decades, next_points
 from keras_scaled_l2.experiments.problems import Problem
-from keras_scaled_l2.experiments.program import make_parts
 from keras_scaled_l2.experiments.results.files import finite, write_json, write_text
 from keras_scaled_l2.experiments.results.transferring import TransferResult
+from keras_scaled_l2.experiments.runs import validation_score
+from keras_scaled_l2.experiments.storage import lock_directory
 from keras_scaled_l2.experiments.transfer_lines import Key, Line
 from keras_scaled_l2.experiments.transfer_plan import TransferPlan, make_transfer_plan
 from keras_scaled_l2.experiments.transfer_result import (
@@ -101,7 +102,7 @@ def transfer(
         directory=directory,
     )
     say: Say = print_line if progress else say_nothing
-    with _locked(plan.directory), kept_interrupt() as check:
+    with lock_directory(plan.directory, "transfer"), kept_interrupt() as check:
         result = _Transfer(plan, say, check).run()
     if plan.directory is not None:
         write_json(plan.directory / "transfer.json", result.to_dict())
@@ -153,7 +154,9 @@ class _Transfer:
             self._say(f"  {line.rule}: {len(points)} trainings")
             if not engine:
                 # Not compiled where everything is finished.
-                engine.append(self._engine(size))
+                decays = "decay" in self.plan.rules
+                own = self.plan.plans[size]
+                engine.append(make_engine(own, drops=False, decays=decays))
             jobs = [self._job(line, size, point) for point in points]
 
             def stop(place: int, curves: Any) -> bool:
@@ -164,20 +167,6 @@ class _Transfer:
                 point = points[place]
                 key = line.key(point.place, point.rate)
                 self._journal.add(size, key, seeds[point.seed], _record(trained))
-
-    def _engine(self, size: int) -> Engine:
-        plan = self.plan.plans[size]
-
-        def parts() -> Parts:
-            network = plan.architecture.build(plan.seeds[0])
-            return make_parts(network, plan.optimizer.make(), drops=False)
-
-        return Engine(
-            parts,
-            problem=plan.problem,
-            batch_size=plan.batch_size,
-            decays="decay" in self.plan.rules,
-        )
 
     def _job(self, line: Line, size: int, point: Point) -> Job:
         plan, seed = self.plan.plans[size], self.plan.seeds[point.seed]
@@ -195,11 +184,10 @@ class _Transfer:
 
 
 def _record(trained: Trained) -> dict[str, Any]:
-    curves, kept = trained.curves, trained.kept_epoch - 1
-    accuracies = curves.get("val_accuracy")
+    score = validation_score(trained)
     return {
-        "loss": float(curves["val_data_loss"][kept]),
-        "accuracy": None if accuracies is None else float(accuracies[kept]),
+        "loss": score.data_loss,
+        "accuracy": score.accuracy,
         "best_epoch": trained.best_epoch,
         "steps": trained.steps,
     }
@@ -229,7 +217,6 @@ class _Journal:
 
     def _read(self, plan: TransferPlan) -> None:
         assert self._path is not None
-        # As JSON gives it back.
         wanted = json.loads(json.dumps(finite(plan.configuration())))
         if not self._path.exists():
             write_text(self._path, json.dumps(wanted) + "\n")
@@ -248,23 +235,3 @@ class _Journal:
         for line in lines[:-1]:
             size, (kind, place, rate), seed, record = json.loads(line)
             self._records[size][(kind, place, rate), seed] = record
-
-
-@contextlib.contextmanager
-def _locked(directory: pathlib.Path | None) -> Iterator[None]:
-    if directory is None:
-        yield
-        return
-    filelock = require("filelock", "a transfer with a directory")
-    lock = filelock.FileLock(directory / ".lock", blocking=False)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise InputError(
-            f"directory {os.fspath(directory)!r} is in use by another transfer that is "
-            "running: wait for it, or give another directory."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()

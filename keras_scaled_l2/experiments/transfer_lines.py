@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
-import keras
-
-from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments.axis import Axis, Regularization, make_axis
-from keras_scaled_l2.experiments.coefficients import penalizable
+from keras_scaled_l2.experiments.coefficients import penalizable, penalizable_sizes
 from keras_scaled_l2.experiments.plan import Plan
 from keras_scaled_l2.experiments.plane import COARSE, half_decades
 from keras_scaled_l2.experiments.search import Place
@@ -33,11 +29,8 @@ WITH_RATE = ("half-life", "decay")
 OWN = ("half-life", "scaled", "prior", "decay")
 """Rules with trainings of their own."""
 RULES = (*POWERS, *OWN)
-_COARSE: Mapping[str, tuple[Place, ...]] = {
-    # c times the learning rate, and the decay times it.
-    "half-life": (None, -11, -9, -7, -5),
-    "decay": (None, -11, -9, -7, -5),
-}
+_COARSE_TIMES: tuple[Place, ...] = (None, -11, -9, -7, -5)
+"""Where their search begins: c, or the decay, times the learning rate."""
 BOUNDS = (-15, 2)
 
 Key = tuple[str, Place, int]
@@ -68,7 +61,7 @@ class Line:
     @property
     def coarse(self) -> tuple[Place, ...]:
         """Where a search begins."""
-        return _COARSE.get(self.rule, COARSE)
+        return _COARSE_TIMES if self.rule in WITH_RATE else COARSE
 
     def key(self, place: Place, rate: int) -> Key:
         """What a training is known by."""
@@ -105,12 +98,7 @@ class Line:
 
 
 def make_line(rule: str, small: Plan, here: Plan) -> Line:
-    """The line of a rule at a size.
-
-    Args:
-        rule: One of ``OWN``, or ``SWEEP``.
-        small: Plan of the smallest size.
-        here: Plan of this size.
+    """The line of a rule of ``OWN``, or of ``SWEEP``, at a size.
 
     Raises:
         InputError: If the rule does not fit network or optimizer.
@@ -118,20 +106,7 @@ def make_line(rule: str, small: Plan, here: Plan) -> Line:
     names = tuple(penalizable(here.network))
     if rule in (SWEEP, "decay"):
         return Line(rule, names)
-    first, own = _axis(rule, small), _axis(rule, here)
+    first, own = make_axis(rule, small), make_axis(rule, here)
     if rule == "half-life":
         return Line(rule, names)
-    sizes = {p: elements(v.shape) for p, v in penalizable(small.network).items()}
-    return Line(rule, names, first, own, sizes)
-
-
-def _axis(rule: str, plan: Plan) -> Axis:
-    optimizer: keras.optimizers.Optimizer = plan.optimizer.make()
-    given: dict[str, Any] = {
-        "network": plan.network,
-        "optimizer": optimizer,
-        "samples": plan.problem.samples["train"],
-        "batch_size": plan.batch_size,
-        "epochs": plan.epochs,
-    }
-    return make_axis(rule, **given)
+    return Line(rule, names, first, own, penalizable_sizes(small.network))

@@ -11,8 +11,7 @@ from typing import Any
 
 from keras_scaled_l2.experiments.errors import InputError, unknown
 from keras_scaled_l2.experiments.families import Family, Member, member, width_for
-from keras_scaled_l2.experiments.plan import Plan, check_count, make_plan
-from keras_scaled_l2.experiments.plan import _writable as writable
+from keras_scaled_l2.experiments.plan import Plan, make_plan, writable
 from keras_scaled_l2.experiments.plane import RATE_BOUNDS, RATES, Plane
 from keras_scaled_l2.experiments.problems import Problem, load_problem
 from keras_scaled_l2.experiments.search import Place
@@ -26,10 +25,8 @@ from keras_scaled_l2.experiments.transfer_lines import (
 )
 
 DEFAULT_SIZES = (20_000, 70_000, 200_000, 670_000)
-DEFAULT_SEEDS = 3
 DEFAULT_PATIENCE = 4
 LEAST_SEEDS = 2
-CRITERIA = ("data_loss", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +134,7 @@ def make_transfer_plan(
         )
     if patience is None:
         patience = DEFAULT_PATIENCE
-    check_count("patience", patience)
     options = {name: value for name, value in options.items() if value is not None}
-    options.setdefault("seeds", DEFAULT_SEEDS)
     plans = tuple(
         make_plan(
             one.architecture,

@@ -8,8 +8,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from keras_scaled_l2.counts import elements
-from keras_scaled_l2.experiments.coefficients import penalizable
+from keras_scaled_l2.experiments.coefficients import penalizable_sizes
 from keras_scaled_l2.experiments.plan import Plan
 from keras_scaled_l2.experiments.plane import Point, best_pair, half_decades, means
 from keras_scaled_l2.experiments.results import scaling, transfer_text
@@ -215,10 +214,7 @@ def _strength(plan: TransferPlan, rule: str, place: Place) -> float:
 def _half_life(plan: Plan, product: float, decoupled: bool) -> float:
     """Epochs in which a weight without data gradient halves.
 
-    Args:
-        plan: Gives batch size and momentum.
-        product: Learning rate times coefficient, or times decay.
-        decoupled: Which of the two.
+    ``product``: learning rate times coefficient, or times decoupled decay.
     """
     per_step = product
     if not decoupled:
@@ -229,5 +225,4 @@ def _half_life(plan: Plan, product: float, decoupled: bool) -> float:
 
 
 def _penalized(plan: TransferPlan, size: int) -> int:
-    chosen = penalizable(plan.plans[size].network).values()
-    return sum(elements(variable.shape) for variable in chosen)
+    return sum(penalizable_sizes(plan.plans[size].network).values())

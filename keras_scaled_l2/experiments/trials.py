@@ -64,8 +64,8 @@ class Trials:
         shared: bool = False,
     ) -> None:
         self._optuna = require("optuna", "a tuning")
+        self._states = self._optuna.trial.TrialState
         self._shared = shared
-        plain = json.loads(json.dumps(finite(configuration)))
         for attempt in range(ATTEMPTS if shared else 1):
             try:
                 with self._quiet():
@@ -83,7 +83,7 @@ class Trials:
                     "answers, as sqlite:///study.db or postgresql://user@host/name."
                 ) from error
         self._study_id = self._storage.get_study_id_from_name(name)
-        self._check(name, plain)
+        self._check(name, json.loads(json.dumps(finite(configuration))))
         self._beats = _Heartbeats(self._storage) if shared else None
 
     def _open(self, storage: str, name: str) -> None:
@@ -115,9 +115,8 @@ class Trials:
 
     def finished(self) -> dict[Key, dict[str, Any]]:
         """What is finished, each training once: the first of its trials."""
-        states = self._optuna.trial.TrialState
         found: dict[Key, dict[str, Any]] = {}
-        for trial in self._trials(states.COMPLETE):
+        for trial in self._trials(self._states.COMPLETE):
             key = _key(trial.user_attrs[_PLANNED])
             found.setdefault(key, json.loads(trial.user_attrs[_RECORD]))
         return found
@@ -127,11 +126,7 @@ class Trials:
         with self._quiet():
             if self._shared:
                 self._optuna.storages.fail_stale_trials(self._study)
-        states = self._optuna.trial.TrialState
-        alive = {
-            _key(trial.user_attrs[_PLANNED])
-            for trial in self._trials(states.WAITING, states.RUNNING, states.COMPLETE)
-        }
+        alive = {key for _, key in self._living()}
         for key in keys:
             if key not in alive:
                 self._study.enqueue_trial(
@@ -141,26 +136,25 @@ class Trials:
 
     def requeue_running(self) -> None:
         """Give up the trials that run: their process, the only one, has died."""
-        states = self._optuna.trial.TrialState
-        for trial in self._trials(states.RUNNING):
-            self._study.tell(trial.number, state=states.FAIL)
+        for trial in self._trials(self._states.RUNNING):
+            self._study.tell(trial.number, state=self._states.FAIL)
 
     def claim(self, most: int) -> list[tuple[int, Key]]:
         """Take up to so many waiting trials: ``(number, training)``."""
         taken: list[tuple[int, Key]] = []
-        states = self._optuna.trial.TrialState
         distributions = self._distributions()
         self._touch(2 * most)
-        while len(taken) < most and list(self._trials(states.WAITING)):
+        while len(taken) < most and list(self._trials(self._states.WAITING)):
             with self._quiet():
                 trial = self._study.ask(fixed_distributions=distributions)
             if _PLANNED not in trial.user_attrs:
                 # Another worker took the last one first: Optuna made one up.
-                self._study.tell(trial.number, state=states.FAIL)
+                self._study.tell(trial.number, state=self._states.FAIL)
                 continue
             key = _key(trial.user_attrs[_PLANNED])
-            if self._is_double(trial.number, key):
-                self._study.tell(trial.number, state=states.FAIL)
+            # Whether an earlier trial of the same training lives.
+            if any(n < trial.number and k == key for n, k in self._living()):
+                self._study.tell(trial.number, state=self._states.FAIL)
                 continue
             if self._beats is not None:
                 self._beats.begin(trial.number, self._id(trial.number))
@@ -174,21 +168,21 @@ class Trials:
         right after it took one, before the first sign, nobody would hear again.
         """
         if self._beats is not None:
-            states = self._optuna.trial.TrialState
-            waiting = self._trials(states.WAITING)
+            waiting = self._trials(self._states.WAITING)
             for trial in itertools.islice(waiting, most):
                 self._storage.record_heartbeat(self._id(trial.number))
 
     def finish(self, number: int, record: Mapping[str, Any], value: float) -> None:
         """Write down what a training came to; once for each trial."""
-        states = self._optuna.trial.TrialState
         trial_id = self._id(number)
         with contextlib.suppress(self._optuna.exceptions.UpdateFinishedTrialError):
             # It is finished already where this worker was taken to be dead.
             self._storage.set_trial_user_attr(
                 trial_id, _RECORD, json.dumps(finite(record))
             )
-            self._storage.set_trial_state_values(trial_id, states.COMPLETE, [value])
+            self._storage.set_trial_state_values(
+                trial_id, self._states.COMPLETE, [value]
+            )
         if self._beats is not None:
             self._beats.end(number)
 
@@ -211,14 +205,11 @@ class Trials:
             if _PLANNED in trial.user_attrs:
                 yield trial
 
-    def _is_double(self, number: int, key: Key) -> bool:
-        """Whether an earlier trial of the same training lives."""
-        states = self._optuna.trial.TrialState
-        living = self._trials(states.WAITING, states.RUNNING, states.COMPLETE)
-        return any(
-            trial.number < number and _key(trial.user_attrs[_PLANNED]) == key
-            for trial in living
-        )
+    def _living(self) -> Iterator[tuple[int, Key]]:
+        """Number and training of each trial that waits, runs or is finished."""
+        states = self._states
+        for trial in self._trials(states.WAITING, states.RUNNING, states.COMPLETE):
+            yield trial.number, _key(trial.user_attrs[_PLANNED])
 
     def _distributions(self) -> dict[str, Any]:
         made = self._optuna.distributions
@@ -228,18 +219,17 @@ class Trials:
             "fold": made.IntDistribution(0, 2**31 - 1),
         }
 
-    def _check(self, name: str, configuration: Mapping[str, Any]) -> None:
+    def _check(self, name: str, configuration: dict[str, Any]) -> None:
         before = self._study.user_attrs.get(_CONFIGURATION)
         if before is None:
-            self._study.set_user_attr(_CONFIGURATION, dict(configuration))
+            self._study.set_user_attr(_CONFIGURATION, configuration)
             return
-        found = list(differences(before, configuration))
+        found = differences(before, configuration)
         if found:
             self._storage.engine.dispose()
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
             raise InputError(
-                f"study {name!r} is of another configuration: "
-                f"{'; '.join(found[:3])}{more}. Give another directory or storage."
+                f"study {name!r} is of another configuration: {found}. Give another "
+                "directory or storage."
             )
 
     @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_scaled_l2.experiments.axis import NAMES
+from keras_scaled_l2.experiments.axis import RULES
 from keras_scaled_l2.experiments.errors import unknown
 from keras_scaled_l2.experiments.plan import DEFAULT_MEMORY, Model
 from keras_scaled_l2.experiments.problems import Problem
@@ -89,7 +89,11 @@ def tune(
         ``print(tune(problem="digits", hidden=(32,)).table())``
     """
     say: Say = print_line if progress else say_nothing
-    options: dict[str, Any] = {
+    arguments: dict[str, Any] = {
+        "model": model,
+        "problem": problem,
+        "rule": rule,
+        "grid": grid,
         "method": method,
         "folds": folds,
         "seeds": seeds,
@@ -105,21 +109,18 @@ def tune(
         "workers": workers,
         "directory": directory,
     }
-    given: dict[str, Any] = {"model": model, "problem": problem}
-    rate: float | None = None
     if method == "evidence":
         check_evidence(rule, grid, folds)
     if isinstance(rule, str) and "+" in rule:
-        penalty = _penalty_beside_dropout(rule)
+        if rule not in RULES:
+            raise unknown("rule", rule, RULES)
+        penalty = rule.removesuffix(f"+{DROPOUT}")
         below = None if directory is None else os.path.join(directory, DROPOUT)
-        found = _run(
-            say,
-            {**given, **options, "rule": DROPOUT, "directory": below, "grid": None},
-        )
-        rate = found.best["strength"] or 0.0
+        alone = {"rule": DROPOUT, "grid": None, "directory": below}
+        rate = _run(say, arguments | alone).best["strength"] or 0.0
         say(f"dropout rate {rate:g}: now {penalty}")
-        rule = penalty
-    return _run(say, {**given, **options, "rule": rule, "grid": grid, "rate": rate})
+        arguments |= {"rule": penalty, "rate": rate}
+    return _run(say, arguments)
 
 
 def _run(say: Say, arguments: Mapping[str, Any]) -> TuningResult:
@@ -129,11 +130,3 @@ def _run(say: Say, arguments: Mapping[str, Any]) -> TuningResult:
         return Tuner(plan, say).run()
     with Workers(arguments, plan.workers) as workers:
         return Tuner(plan, say, workers).run()
-
-
-def _penalty_beside_dropout(rule: str) -> str:
-    penalty, _, other = rule.partition("+")
-    if other != DROPOUT or penalty not in NAMES or penalty == DROPOUT:
-        names = [*NAMES, *(f"{n}+dropout" for n in NAMES if n != DROPOUT)]
-        raise unknown("rule", rule, names)
-    return penalty

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from keras_scaled_l2.counts import elements
-from keras_scaled_l2.experiments.engine import Engine, Parts
-from keras_scaled_l2.experiments.errors import InputError, require
+from keras_scaled_l2.experiments.engine import Engine, make_engine
 from keras_scaled_l2.experiments.interrupts import kept_interrupt
-from keras_scaled_l2.experiments.program import make_parts
 from keras_scaled_l2.experiments.results.curve import Block
 from keras_scaled_l2.experiments.results.files import finite
 from keras_scaled_l2.experiments.results.tuning import (
@@ -27,10 +23,11 @@ from keras_scaled_l2.experiments.results.tuning_records import TuningJob
 from keras_scaled_l2.experiments.search import (
     Finished,
     Place,
-    grid_jobs,
     is_hopeless,
+    lacking,
     next_jobs,
 )
+from keras_scaled_l2.experiments.storage import lock_directory
 from keras_scaled_l2.experiments.trials import EVIDENCE, Key, Trials
 from keras_scaled_l2.experiments.tuning_jobs import (
     apart,
@@ -43,22 +40,15 @@ from keras_scaled_l2.experiments.tuning_plan import (
     DROPOUT,
     TuningPlan,
 )
-from keras_scaled_l2.experiments.workers import Workers
+from keras_scaled_l2.experiments.workers import AT_ONCE, Workers
 
 Say = Callable[[str], None]
 PAUSE = 1.0
 """Seconds between two looks at a study while other workers train."""
-AT_ONCE = 4
-"""Trainings that a worker takes at a time where others work too."""
 
 
 class Tuner:
     """A plan that only needs to be trained.
-
-    Args:
-        plan: What to do.
-        say: Told what is being trained.
-        workers: Processes that train; ``None`` trains in this one.
 
     Raises:
         InputError: If the storage cannot be used.
@@ -77,7 +67,8 @@ class Tuner:
     def run(self) -> TuningResult:
         """Train what is not finished yet, and write what was found."""
         plan = self.plan
-        with self._locked(), kept_interrupt() as check:
+        own = None if self._shared else plan.directory
+        with lock_directory(own, "tuning"), kept_interrupt() as check:
             self._trials = self._open()
             try:
                 if not self._shared:
@@ -166,44 +157,25 @@ class Tuner:
         name = f"{plan.base.problem.name} {plan.rule} {plan.method}"
         return Trials(url, name, plan.configuration(), shared=self._shared)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        if self.plan.directory is None or self._shared:
-            yield
-            return
-        filelock = require("filelock", "a tuning with a directory")
-        lock = filelock.FileLock(self.plan.directory / ".lock", blocking=False)
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise InputError(
-                f"directory {os.fspath(self.plan.directory)!r} is in use by another "
-                "tuning that is running: wait for it, or give another directory."
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
-
     def _train_rounds(self, check: Callable[[], None]) -> None:
         trials = self._trials
         while True:
             check()
             finished, rounds = trials.finished(), trials.rounds()
             now = rounds[-1] if rounds else []
-            lacking = [k for k in now if k not in finished]
-            if not lacking:
-                now = lacking = self._next_round(finished)
-                if not lacking:
+            left = [k for k in now if k not in finished]
+            if not left:
+                now = left = self._next_round(finished)
+                if not left:
                     return
-                strengths = sorted({strength for strength, *_ in lacking})
+                strengths = sorted({strength for strength, *_ in left})
                 what = f"strengths {', '.join(f'{s:g}' for s in strengths)}"
                 if strengths == [EVIDENCE]:
                     what = "the evidence proposes a strength"
-                self._say(f"round {len(rounds) + 1}: {len(lacking)} trainings, {what}")
-                trials.add_round(lacking)
-            trials.enqueue(lacking)
-            most = AT_ONCE * self.plan.workers if self._shared else len(lacking)
+                self._say(f"round {len(rounds) + 1}: {len(left)} trainings, {what}")
+                trials.add_round(left)
+            trials.enqueue(left)
+            most = AT_ONCE * self.plan.workers if self._shared else len(left)
             claimed = trials.claim(most)
             if claimed:
                 earlier = {k for keys in rounds for k in keys} - set(now)
@@ -221,9 +193,8 @@ class Tuner:
             for i, strength in enumerate(plan.grid):
                 inert = plan.axis.is_inert(strength)
                 places[None if inert else i] = 0.0 if inert else strength
-            jobs = grid_jobs(
-                list(places), plan.blocks, self._measured(finished, places)
-            )
+            # All of it, in one round.
+            jobs = lacking(places, plan.blocks, self._measured(finished, places))
             return [(places[place], *block) for place, block in jobs]
         space, at = plan.space, plan.axis.strength
         finished, proposed = apart(finished)
@@ -345,29 +316,13 @@ class Tuner:
         if self._engine is None:
             axis = self.plan.axis
             self._engine = make_engine(
-                self.plan,
+                self.plan.base,
                 drops=axis.kind == DROPOUT or axis.rate > 0,
                 decays=axis.kind == "decay",
+                # Several workers keep the cores busy by themselves.
+                threads=None if self.plan.workers == 1 else 1,
             )
         return self._engine
-
-
-def make_engine(plan: TuningPlan, *, drops: bool, decays: bool) -> Engine:
-    """The engine of a plan's network, with or without dropout and decay."""
-    return Engine(
-        functools.partial(_parts, plan, drops),
-        problem=plan.base.problem,
-        batch_size=plan.base.batch_size,
-        decays=decays,
-        memory=plan.base.memory,
-        # Several workers keep the cores busy by themselves.
-        threads=None if plan.workers == 1 else 1,
-    )
-
-
-def _parts(plan: TuningPlan, drops: bool) -> Parts:
-    network = plan.base.architecture.build(plan.base.seeds[0])
-    return make_parts(network, plan.base.optimizer.make(), drops=drops)
 
 
 def print_line(line: str) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from keras_scaled_l2.counts import elements
-from keras_scaled_l2.experiments.coefficients import penalizable
-from keras_scaled_l2.experiments.engine import Job, Trained
+from keras_scaled_l2.experiments.coefficients import penalizable_sizes
 from keras_scaled_l2.experiments.following import Follower
+from keras_scaled_l2.experiments.jobs import Job, Trained
 from keras_scaled_l2.experiments.results.tuning_records import Evidence
+from keras_scaled_l2.experiments.runs import validation_score
 from keras_scaled_l2.experiments.trials import EVIDENCE, Key
 from keras_scaled_l2.experiments.tuning_plan import TuningPlan, follower
 
@@ -30,7 +30,7 @@ def make_job(plan: TuningPlan, key: Key) -> Job:
         epochs=plan.base.epochs,
         dropout=chosen.dropout,
         weight_decay=chosen.weight_decay,
-        patience=plan.patience,
+        patience=plan.base.patience,
     )
 
 
@@ -49,16 +49,15 @@ def _evidence_job(plan: TuningPlan, seed: int) -> Job:
 
 def make_record(job: Job, trained: Trained, stopped: bool) -> dict[str, Any]:
     """What is written down of a training."""
-    curves, kept = trained.curves, trained.kept_epoch - 1
-    accuracies = curves.get("val_accuracy")
+    score = validation_score(trained)
     record: dict[str, Any] = {
-        "data_loss": float(curves["val_data_loss"][kept]),
-        "accuracy": None if accuracies is None else float(accuracies[kept]),
+        "data_loss": score.data_loss,
+        "accuracy": score.accuracy,
         "best_epoch": trained.best_epoch,
         "kept_epoch": trained.kept_epoch,
         "steps": trained.steps,
         "stopped": stopped,
-        "curve": [float(v) for v in curves["val_data_loss"]],
+        "curve": trained.curves["val_data_loss"],
     }
     if isinstance(job.adapt, Follower):
         unknown = job.adapt.unknown
@@ -77,8 +76,7 @@ def apart(finished: Mapping[Key, Record]) -> tuple[dict[Key, Record], Record | N
 
 def proposal(plan: TuningPlan, record: Record) -> Evidence:
     """What the evidence proposed, as it is told."""
-    weights = penalizable(plan.base.network).items()
-    sizes = {path: elements(variable.shape) for path, variable in weights}
+    sizes = penalizable_sizes(plan.base.network)
     names = ("coefficients", "gammas", "data_loss", "accuracy", "steps")
     return Evidence(
         strength=plan.axis.strength_like(record["coefficients"], sizes),

@@ -8,11 +8,10 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from keras_scaled_l2.efolds import INERT
-from keras_scaled_l2.experiments.errors import require
 from keras_scaled_l2.experiments.results import drawing, tuning_text
 from keras_scaled_l2.experiments.results.files import (
     write_bytes,
@@ -56,13 +55,10 @@ def draw(result: TuningResult) -> Figure:
     Strengths that only the screening trained are hollow and without an interval: that
     of two trainings would be wider than the figure.
     """
-    figure_module = require("matplotlib.figure", "the figure of a tuning")
     points = [p for p in result.points if math.isfinite(p.mean)]
     positive = [p for p in points if p.strength > 0]
     with drawing.style():
-        figure: Figure = figure_module.Figure(
-            (drawing.WIDTH, 4.5), layout="constrained"
-        )
+        figure = drawing.figure(4.5)
         axes = figure.add_subplot()
         if positive and not result.rule.startswith("dropout"):
             drawing.log(axes, "x", [p.strength for p in positive])
@@ -207,7 +203,7 @@ def write_events(result: TuningResult, folder: pathlib.Path) -> None:
     for point in result.points:
         for job in point.jobs:
             name = f"strength-{point.strength:g}/seed-{job.seed}-fold-{job.fold}"
-            with _closing(EventFile(os.fspath(folder / name))) as file:
+            with contextlib.closing(EventFile(os.fspath(folder / name))) as file:
                 file.hparams(
                     {
                         "rule": result.rule,
@@ -222,11 +218,3 @@ def write_events(result: TuningResult, folder: pathlib.Path) -> None:
                 if job.accuracy is not None:
                     values["validation/accuracy"] = job.accuracy
                 file.scalars(values, job.steps)
-
-
-@contextlib.contextmanager
-def _closing(file: EventFile) -> Iterator[EventFile]:
-    try:
-        yield file
-    finally:
-        file.close()

@@ -19,8 +19,13 @@ from keras_scaled_l2.experiments.axis import Axis, make_axis
 from keras_scaled_l2.experiments.dropout_variant import derive
 from keras_scaled_l2.experiments.errors import InputError, one_line, unknown
 from keras_scaled_l2.experiments.following import Follower, check_following
-from keras_scaled_l2.experiments.plan import Model, Plan, check_count, make_plan
-from keras_scaled_l2.experiments.plan import _writable as writable
+from keras_scaled_l2.experiments.plan import (
+    Model,
+    Plan,
+    check_count,
+    make_plan,
+    writable,
+)
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.experiments.results.curve import Block
 from keras_scaled_l2.experiments.results.tuning import CRITERIA
@@ -48,7 +53,6 @@ class TuningPlan:
     method: str
     folds: int
     criterion: str
-    patience: int | None
     storage: str | None
     workers: int
     directory: pathlib.Path | None
@@ -116,7 +120,6 @@ class TuningPlan:
             "folds": self.folds if self.method == "kfold" else 1,
             "seeds": list(self.base.seeds),
             "criterion": self.criterion,
-            "patience": self.patience,
             "grid": None if self.grid is None else list(self.grid),
             "dropout": self.axis.rate,
         }
@@ -147,14 +150,13 @@ def make_tuning_plan(
         raise unknown("method", str(method), METHODS)
     if criterion not in CRITERIA:
         raise unknown("criterion", str(criterion), CRITERIA)
-    if method == "evidence":
-        check_evidence(rule, grid, folds)
     folds = check_count("folds", DEFAULT_FOLDS if folds is None else folds)
     check_count("workers", workers)
     values = None if grid is None else _grid(grid, rule)
     given = {name: value for name, value in options.items() if value is not None}
+    if patience is None and method != "kfold":
+        patience = DEFAULT_PATIENCE
     base = make_plan(model, problem, ["none"], patience=patience, **given)
-    optimizer = base.optimizer.make()
     if base.optimizer.config.get("weight_decay"):
         raise InputError(
             "optimizer with a weight_decay of its own: expected one without, since "
@@ -162,25 +164,14 @@ def make_tuning_plan(
         )
     if criterion == "accuracy" and base.problem.task == "regression":
         raise InputError("criterion 'accuracy' of a regression: expected 'data_loss'.")
-    if patience is None and method != "kfold":
-        patience = DEFAULT_PATIENCE
     plan = TuningPlan(
         base=base,
         rule=_call(rule) + ("" if rate is None else f"+{DROPOUT}"),
-        axis=make_axis(
-            rule,
-            network=base.network,
-            optimizer=optimizer,
-            samples=base.problem.samples["train"],
-            batch_size=base.batch_size,
-            epochs=base.epochs,
-            rate=rate or 0.0,
-        ),
+        axis=make_axis(rule, base, rate or 0.0),
         grid=values,
         method=method,
         folds=folds,
         criterion=criterion,
-        patience=patience,
         storage=storage,
         workers=workers,
         directory=None if directory is None else writable(directory),
@@ -249,9 +240,8 @@ def _call(rule: Any) -> str:
 def _grid(grid: Sequence[float], rule: Any) -> tuple[float, ...]:
     values = []
     for value in grid:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"grid value {value!r}: expected a number, 0 or more.")
-        if not math.isfinite(value) or value < 0:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and 0 <= value < math.inf):
             raise InputError(
                 f"grid value {value!r}: expected a finite number, 0 or more; 0 is no "
                 "penalty."

@@ -26,7 +26,7 @@ from keras_scaled_l2.experiments.errors import InputError, one_line
 from keras_scaled_l2.experiments.trials import Key
 
 AT_ONCE = 4
-"""Trainings that a process is given at a time."""
+"""Trainings that a worker is given, or takes, at a time."""
 DEATHS = 3
 """So many deaths in a row for each worker, before any result, are no accident."""
 COMMAND = ("-m", "keras_scaled_l2.experiments.worker")
@@ -62,9 +62,7 @@ class _Process:
 class Workers:
     """Worker processes, started when there is work for them.
 
-    Args:
-        arguments: Of ``make_tuning_plan``; each process makes its own plan of them.
-        count: How many processes.
+    Each makes its own plan of these arguments of ``make_tuning_plan``.
 
     Raises:
         InputError: If the arguments cannot be sent to another process.
@@ -149,8 +147,8 @@ class Workers:
                 self._processes.append(process)
             process.places = waiting.popleft()
             chosen = [keys[place] for place in process.places]
-            blocks = {_hashable(key)[1] for key in chosen}
-            needed = {k: r for k, r in known.items() if _hashable(k)[1] in blocks}
+            blocks = {key[1:] for key in chosen}
+            needed = {k: r for k, r in known.items() if k[1:] in blocks}
             with contextlib.suppress(OSError):  # seen when it is waited for
                 process.connection.send((process.places, chosen, needed))
 
@@ -168,11 +166,6 @@ class Workers:
                 f"{deaths} workers in a row ended before any result, the last with "
                 f"code {code}: expected at least one. Train with workers=1 to see why."
             )
-
-
-def _hashable(key: Key) -> tuple[float, tuple[int, int]]:
-    strength, seed, fold = key
-    return strength, (seed, fold)
 
 
 def _answer(process: _Process) -> tuple[int, dict[str, Any]]:

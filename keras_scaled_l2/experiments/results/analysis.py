@@ -26,12 +26,7 @@ METRICS = (
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """All arms by one metric.
-
-    Args:
-        metric: The metric.
-        arms: What the statistics say.
-    """
+    """All arms by one metric, and what the statistics say of them."""
 
     metric: Metric
     arms: MultipleComparison

@@ -18,7 +18,7 @@ from keras_scaled_l2.experiments.results.paired import (
     least_seeds,
 )
 from keras_scaled_l2.experiments.results.records import ArmRecord, ComparisonRecord
-from keras_scaled_l2.experiments.results.words import interval, listed
+from keras_scaled_l2.experiments.results.words import are, interval, listed
 
 POWER = 0.8
 """Chance to see a difference that is there, where a number of seeds is suggested."""
@@ -27,10 +27,6 @@ MOST_SEEDS = 1000
 
 def answer(record: ComparisonRecord, analysis: Analysis) -> list[str]:
     """Which arm won, how sure that is, and at what strength.
-
-    Args:
-        record: The comparison.
-        analysis: Its arms by one metric.
 
     Returns:
         Three or four sentences; the last one says how many seeds would decide what
@@ -126,8 +122,7 @@ def _winner(found: MultipleComparison, metric: str, against: Difference) -> str:
     )
     if not sure:
         return f"{first}."
-    are = "is" if len(sure) == 1 else "are"
-    return f"{first}; {listed(sure)} {are} significantly better than {REFERENCE}."
+    return f"{first}; {listed(sure)} {are(sure)} significantly better than {REFERENCE}."
 
 
 def _certainty(found: MultipleComparison, against: Difference) -> str:

@@ -26,12 +26,10 @@ class Sample:
 
     Args:
         strength: The strength; 0 is no penalty.
-        e_folds: Where it lies on the axis; samples are ordered by it.
         values: Block -> value of the criterion; not finite where training diverged.
     """
 
     strength: float
-    e_folds: float
     values: Mapping[Block, float]
 
 

@@ -55,12 +55,7 @@ _STYLE: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArmStyle:
-    """An arm as every figure shows it.
-
-    Args:
-        arm: The arm.
-        index: Its place among all arms, which gives it its color and its marker.
-    """
+    """An arm as every figure shows it: its place gives it its color and its marker."""
 
     arm: ArmRecord
     index: int
@@ -98,12 +93,7 @@ def colors(comparison: ComparisonRecord) -> list[str]:
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """The figure as a file, the same bytes for the same figure.
-
-    Args:
-        figure: A figure of this module.
-        kind: ``"png"`` or ``"svg"``.
-    """
+    """The figure as ``"png"`` or ``"svg"``, the same bytes for the same figure."""
     options: dict[str, Any] = {
         "png": {
             "metadata": {"Software": None},
@@ -206,11 +196,6 @@ def log(axes: Any, axis: str, values: Iterable[float]) -> None:
     ticks.set_major_formatter(ticker.FormatStrFormatter("%g"))
     # They would take a fifth of the time of all figures.
     ticks.set_minor_locator(ticker.NullLocator())
-
-
-def finite(value: float | None) -> float:
-    """The value, or NaN, which no line shows."""
-    return value if value is not None and math.isfinite(value) else math.nan
 
 
 def draw_band(

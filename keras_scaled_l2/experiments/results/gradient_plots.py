@@ -99,10 +99,7 @@ def _medians(run: RunRecord) -> list[float]:
         for path in penalty
         if path in data and path in run.coefficients
     ]
-    return [
-        math.nan if any(map(math.isnan, values)) else statistics.median(values)
-        for values in zip(*ratios, strict=True)
-    ]
+    return [_median(values) for values in zip(*ratios, strict=True)]
 
 
 def _ratios(arm: ArmRecord) -> dict[str, dict[str, float]]:
@@ -114,13 +111,15 @@ def _ratios(arm: ArmRecord) -> dict[str, dict[str, float]]:
             for path, ratio in run.gradient_ratios.get(when, {}).items():
                 by_path.setdefault(path, []).append(ratio)
         for path, ratios in by_path.items():
-            # A median with NaN among its values depends on their order.
-            middle = (
-                math.nan if any(map(math.isnan, ratios)) else statistics.median(ratios)
-            )
+            middle = _median(ratios)
             if 0 < middle < math.inf:
                 found.setdefault(path, {})[when] = middle
     return found
+
+
+def _median(values: Sequence[float]) -> float:
+    # With NaN among the values it would depend on their order.
+    return math.nan if any(map(math.isnan, values)) else statistics.median(values)
 
 
 def _draw_ratios(

@@ -74,9 +74,7 @@ def html(
 ) -> str:
     """The page comparison.html: the answer, the differences, tables and figures.
 
-    Args:
-        comparison: What to show.
-        drawings: Name -> SVG of its figures, where they are drawn already.
+    ``drawings``: name -> SVG of the figures, where they are drawn already.
 
     Raises:
         InputError: If matplotlib or Jinja2 is not installed.

@@ -34,10 +34,6 @@ def save_figures(
     Each file is written beside its place and then moved there. A figure that is left
     out takes an older file of its name with it: that one shows something else.
 
-    Args:
-        comparison: What to draw.
-        directory: Made if it does not exist.
-
     Returns:
         The files, in the order in which they were written.
     """
@@ -217,7 +213,7 @@ def _draw_seeds(axes: Any, arms: Sequence[ArmStyle], metric: str) -> None:
     by_seed = [item.arm.by_seed(metric) for item in arms]
     seeds = dict.fromkeys(seed for values in by_seed for seed in values)
     for seed in seeds:
-        row = [drawing.finite(values.get(seed)) for values in by_seed]
+        row = [values.get(seed, math.nan) for values in by_seed]
         places = range(len(arms))
         axes.plot(
             row,
@@ -228,7 +224,7 @@ def _draw_seeds(axes: Any, arms: Sequence[ArmStyle], metric: str) -> None:
             label=f"seed {seed}",
         )
     for place, item in enumerate(arms):
-        points = list(map(drawing.finite, item.arm.test(metric)))
+        points = item.arm.test(metric)
         axes.plot(
             points,
             [place] * len(points),

@@ -47,11 +47,7 @@ class Sweep:
 class Interval:
     """An estimate and its 95 % interval; the ends are ``None`` for one seed.
 
-    Args:
-        value: The estimate.
-        low: Lower end.
-        high: Upper end.
-        edge: Whether it rests on an end of a sweep, beyond which nothing was tried.
+    ``edge``: whether it rests on an end of a sweep, beyond which nothing was tried.
     """
 
     value: float

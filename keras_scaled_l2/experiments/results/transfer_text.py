@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -12,6 +11,7 @@ from keras_scaled_l2.experiments.results.transfer_records import (
     RuleTransfer,
     TransferRecord,
 )
+from keras_scaled_l2.experiments.results.words import interval
 
 GOAL = 0.02
 """A rule that loses no more than 2 % is called one that transfers."""
@@ -67,7 +67,7 @@ def _fails(rule: RuleTransfer) -> bool:
 
 def _exponent(criterion: str, exponent: Interval) -> str:
     text = f"By {_WORDS[criterion]} the best c goes with N to the power "
-    text += f"{exponent.value:.2f}{_ends(exponent, '.2f')}"
+    text += f"{exponent.value:.2f}{interval(exponent.low, exponent.high, '.2f')}"
     if exponent.low is not None and exponent.high is not None:
         zero = exponent.low <= 0 <= exponent.high
         text += ", not significantly different from 0" if zero else ""
@@ -115,7 +115,7 @@ def _rows(result: TransferRecord) -> Iterator[Sequence[str]]:
 
 def _best(best: Interval) -> str:
     mark = " at the edge" if best.edge else ""
-    return f"{best.value:.2g}{_ends(best, '.2g')}{mark}"
+    return f"{best.value:.2g}{interval(best.low, best.high, '.2g')}{mark}"
 
 
 def _regret(regret: Regret) -> str:
@@ -124,12 +124,6 @@ def _regret(regret: Regret) -> str:
     if regret.low is None or regret.high is None:
         return text
     return f"{text} [{100 * regret.low:.1f}, {100 * regret.high:.1f}]"
-
-
-def _ends(value: Interval, spec: str) -> str:
-    if value.low is None or value.high is None or math.isnan(value.low):
-        return ""
-    return f" [{value.low:{spec}}, {value.high:{spec}}]"
 
 
 def _description(result: TransferRecord) -> str:

@@ -72,7 +72,7 @@ def make_result(
     """
     ordered = sorted(measured, key=lambda m: (m.strength != 0, m.e_folds, m.strength))
     higher = fields["criterion"] == "accuracy"
-    samples = [Sample(m.strength, m.e_folds, _values(m, higher)) for m in ordered]
+    samples = [Sample(m.strength, _values(m, higher)) for m in ordered]
     try:
         found = curve(samples, higher_is_better=higher)
     except ValueError as error:

@@ -13,6 +13,7 @@ from keras_scaled_l2.experiments.results.tuning_records import (
     TuningPoint,
     TuningRecord,
 )
+from keras_scaled_l2.report_text import EQUIVALENTS
 
 _CODE = {
     "l2": "kernel_regularizer=keras.regularizers.L2({:g})",
@@ -23,21 +24,9 @@ _CODE = {
     "decay": "weight_decay={:g}",
     "dropout": "keras.layers.Dropout({:g})",
 }
-"""Rule -> the line that puts a strength to use; see ``ARMS`` of the tuning."""
+"""Rule -> the line that puts a strength to use."""
 
 _STRENGTH = re.compile(r"\b((?:strength|l2|std|epochs)=)[^,)]+")
-
-_EQUIVALENTS = {
-    "keras": "keras.regularizers.L2",
-    "textbook": "lambda of lambda / (2 m)",
-    "torch": "torch.optim.SGD weight_decay",
-    "sklearn_mlp": "scikit-learn MLP alpha",
-    "logistic_c": "LogisticRegression C",
-    "ridge": "Ridge alpha",
-    "prior_std": "Gaussian prior std",
-    "decoupled": "AdamW weight_decay",
-    "half_life": "half-life in epochs",
-}
 
 
 def code(result: TuningRecord) -> str:
@@ -184,10 +173,6 @@ LEGEND = (
 def cells(result: TuningRecord) -> Iterable[tuple[str, ...]]:
     """The curve as a table, its header first."""
     yield _HEADER
-    yield from _rows(result)
-
-
-def _rows(result: TuningRecord) -> Iterable[tuple[str, ...]]:
     for p in result.points:
         low, high = p.coefficient
         span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
@@ -242,7 +227,7 @@ def use(result: TuningRecord) -> Iterable[str]:
         yield f"Half-life of a weight without data gradient: {life:.3g} epochs"
     for name, value in result.equivalents().items():
         if name not in ("keras", "half_life"):
-            yield f"{_EQUIVALENTS[name]}: {value:.3g}"
+            yield f"{EQUIVALENTS[name]} = {value:.3g}"
 
 
 def _say(strength: float) -> str:
