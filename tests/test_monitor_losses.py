@@ -495,6 +495,60 @@ else:
             )
             return {"loss": loss}, (trainable, non_trainable, optimizer, metrics)
 
+    class Asking(keras.Model):
+        """Asks for the penalties, and adds, logs or drops what it is given."""
+
+        makes_of_them = "drops"
+
+        def train_step(self, state, data):
+            trainable, non_trainable, optimizer, metrics = state
+            x, y = data
+
+            def own_loss(trainable):
+                y_pred, _, losses = self.stateless_call(
+                    trainable, non_trainable, x, training=True, return_losses=True
+                )
+                added = sum(losses) if self.makes_of_them == "adds" else 0.0
+                return mean_square(y, y_pred) + added, sum(losses)
+
+            own_loss = jax.value_and_grad(own_loss, has_aux=True)
+            (loss, total), gradient = own_loss(trainable)
+            trainable, optimizer = self.optimizer.stateless_apply(
+                optimizer, gradient, trainable
+            )
+            logs = {"loss": loss}
+            if self.makes_of_them == "logs":
+                logs["total"] = total
+            return logs, (trainable, non_trainable, optimizer, metrics)
+
+    def asking(makes_of_them, penalty=C):
+        model = of_kind(Asking, penalty)
+        model.makes_of_them = makes_of_them
+        return model
+
+    @pytest.mark.parametrize("makes_of_them", ["drops", "logs"])
+    def test_step_that_drops_what_it_asks_for_is_told_so(
+        makes_of_them, tmp_path, capsys
+    ):
+        model, free = asking(makes_of_them), asking(makes_of_them, None)
+        norms = [np.linalg.norm(g) for g in gradients(free, X, Y)]
+        with pytest.warns(UserWarning, match="does not act in training") as caught:
+            fit(model, X, Y, ApplyL2(), CostMonitor(tmp_path), batch_size=len(X))
+        assert len([w for w in caught if w.category is UserWarning]) == 1
+        assert "none of it penalty. The penalty does not act" in capsys.readouterr().out
+        fit(free, X, Y, batch_size=len(X))
+        for one, other in zip(model.get_weights(), free.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
+        found = scalars(tmp_path)
+        [(_, data), *_] = found["global/gradient_norm/data"]
+        assert data == pytest.approx(np.hypot.reduce(norms), rel=1e-5)
+        assert {value for _, value in found["global/gradient_norm/penalty"]} == {0.0}
+
+    def test_step_that_adds_what_it_asks_for_is_not_told_that_it_drops(capsys):
+        [text], line = told(asking("adds"), capsys)
+        assert "cannot tell data cost from penalty" in text
+        assert "act" not in text + line
+
     class Sharp(keras.Model):
         """Sharpness-aware: the gradient at weights that are moved uphill."""
 
