@@ -141,12 +141,13 @@ class CostSplit:
         if self._found[0] is not None:
             model.make_train_function()
         self._placed = model.train_function
-        if not any(metric is self._pair for metric in model.metrics):
+        self._carried = any(metric is self._pair for metric in model.metrics)
+        if self.logged and not self._carried:
             self.remove()
             raise ValueError(
                 f"The model {model.name!r} has a metrics property that leaves out what "
-                "others add, so its cost cannot be split: expected it to end with "
-                "Keras's own list, return [self.loss_tracker, *super().metrics]."
+                "others add, so its cost cannot be split: expected Keras's own list, "
+                "which has the model's own metrics too, return super().metrics."
             )
 
     def remove(self) -> None:
@@ -182,8 +183,7 @@ class CostSplit:
         """Lets go of what was compiled, and of what was learned from compiling it."""
         self._made = {"train": None, "test": None}
         self.seen = self.evaluated = self.repeated = self.begun = False
-        self.dropped = None
-        self.measurement = None
+        self.measurement = self.dropped = None
 
     def _maker(self, kind: str) -> Callable[..., None]:
         """What covers Keras's ``make_..._function``."""
@@ -266,7 +266,7 @@ class CostSplit:
         return train_function
 
     def _first_step(self, result: Any) -> FirstStep:
-        if not self.seen:
+        if not (self.seen and self._carried):
             return FirstStep(0.0 if self.forgotten else None, self.forgotten)
         mean = self._pair.first[1]
         variables = [mean.total, mean.count]

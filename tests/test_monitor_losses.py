@@ -381,6 +381,49 @@ def test_train_step_with_the_line_that_the_message_gives_acts(capsys):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+class Listing(PastComputeLoss):
+    """As in Keras's examples of GANs: lists its metrics itself, and logs no loss."""
+
+    @property
+    def metrics(self):
+        return []
+
+    def train_step(self, *arguments):
+        result = super().train_step(*arguments)
+        logs = result[0] if BACKEND == "jax" else result
+        logs["d_loss"] = logs.pop("loss")
+        return result
+
+
+class ListingWeighed(Weighed):
+    """Lists its metrics itself, in a step of Keras's own."""
+
+    @property
+    def metrics(self):
+        return [self._loss_tracker]
+
+
+def test_step_that_forgets_is_told_so_where_nothing_can_be_measured(capsys):
+    model = of_kind(Listing)
+    fit(model, X, Y, ApplyL2(), epochs=1)
+    line = capsys.readouterr().out
+    total = C * sum(squares(of_kind(Listing)))
+    start = f"penalty at the start {total:.4g}. The penalty does not act in training"
+    assert start in line
+    assert "cost at the start" not in line
+    with pytest.raises(ValueError, match=r"super\(\)\.metrics"):
+        fit(model, X, Y, CostMonitor())
+
+
+def test_line_of_apply_is_silent_of_what_cannot_be_measured(capsys):
+    model, bare = of_kind(ListingWeighed), of_kind(Weighed)
+    history = fit(model, X, Y, ApplyL2(), epochs=1, batch_size=8)
+    line = capsys.readouterr().out
+    assert "cost at the start" in line
+    assert "of it penalty" not in line
+    assert history == fit(bare, X, Y, epochs=1, batch_size=8)
+
+
 if BACKEND == "tensorflow":
     import tensorflow as tf
 
