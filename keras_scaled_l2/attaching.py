@@ -189,7 +189,7 @@ def penalized(model: keras.Model) -> list[tuple[str, keras.Variable, Any]]:
 
 
 def _default(layer: keras.Layer, variable: keras.Variable) -> bool:
-    return len(variable.shape) >= 2 and not is_per_unit(variable)
+    return len(variable.shape) >= 2 and not is_per_unit(layer, variable)
 
 
 def _selector(where: Where | None) -> Callable[[keras.Layer, keras.Variable], bool]:
