@@ -1,5 +1,7 @@
 """Models whose loss weighs, drops or forgets the penalties, or is computed twice."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from reference import penalty as reference
 from second_pass import gradients
 from test_gradient_norms import BACKEND, QUICK, PastComputeLoss, fit
 
-from keras_scaled_l2 import ApplyL2, CostMonitor, cost_report
+from keras_scaled_l2 import ApplyL2, CostMonitor, ScaledL2, attach, cost_report
 
 C = 0.3
 BATCH = 4
@@ -537,6 +539,56 @@ else:
                 optimizer, gradient, trainable
             )
             return {"loss": loss}, (trainable, non_trainable, optimizer, metrics)
+
+    class Guide(keras.Model):
+        """As in Keras's guide, with the call that it has or the one of the message."""
+
+        call_of_the_message = None
+
+        def train_step(self, state, data):
+            trainable, non_trainable, optimizer, metrics = state
+            x, y = data
+
+            def own_loss(trainable):
+                y_pred, _ = self.stateless_call(
+                    trainable, non_trainable, x, training=True
+                )
+                if self.call_of_the_message is None:
+                    return self.compute_loss(x, y, y_pred)
+                names = {
+                    "self": self,
+                    "trainable_variables": trainable,
+                    "non_trainable_variables": non_trainable,
+                    "metrics_variables": metrics,
+                }
+                names |= {"x": x, "y": y, "y_pred": y_pred}
+                loss, _ = eval(self.call_of_the_message, names)
+                return loss
+
+            loss, gradient = jax.value_and_grad(own_loss)(trainable)
+            trainable, optimizer = self.optimizer.stateless_apply(
+                optimizer, gradient, trainable
+            )
+            return {"loss": loss}, (trainable, non_trainable, optimizer, metrics)
+
+    def test_guides_compute_loss_is_an_error_with_the_call_that_acts():
+        def model(kind):
+            model = of_kind(kind, None)
+            attach(model, ScaledL2(C, per=1))
+            return model
+
+        failing, mended, stock = model(Guide), model(Guide), of_kind(keras.Model)
+        before = failing.get_weights()
+        with pytest.raises(ValueError, match="taken the weights out") as caught:
+            fit(failing, X, Y)
+        for one, other in zip(failing.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(one, other)
+        [code] = re.findall(r"self.stateless_compute_loss\(.*?\)", str(caught.value))
+        mended.call_of_the_message = code
+        fit(mended, X, Y)
+        fit(stock, X, Y)
+        for one, other in zip(mended.get_weights(), stock.get_weights(), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
     class Asking(keras.Model):
         """Asks for the penalties, and adds, logs or drops what it is given."""
