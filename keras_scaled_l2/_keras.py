@@ -167,6 +167,11 @@ def has_value(variable: keras.Variable) -> bool:
     return variable._value is not None
 
 
+def is_taken(variable: keras.Variable) -> bool:
+    """Whether it has, unlike from one that is yet to be given its first value."""
+    return not has_value(variable) and variable._initializer is None
+
+
 def put_value(variable: keras.Variable, value: Any) -> None:
     """Past ``assign``, which would write into a trace that is open."""
     variable._value = value

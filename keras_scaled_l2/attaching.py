@@ -189,7 +189,7 @@ def penalized(model: keras.Model) -> list[tuple[str, keras.Variable, Any]]:
 
 
 def _default(layer: keras.Layer, variable: keras.Variable) -> bool:
-    return len(variable.shape) >= 2 and not is_per_unit(variable)
+    return len(variable.shape) >= 2 and not is_per_unit(layer, variable)
 
 
 def _selector(where: Where | None) -> Callable[[keras.Layer, keras.Variable], bool]:
@@ -336,10 +336,10 @@ def _warn_of_unsaved(model: keras.Model, weights: Iterable[Weight]) -> None:
     lost = unsaved(model, weights)
     if lost:
         warnings.warn(
-            f"The penalty of {_named(lost)} acts, but a saved file or a clone will not "
-            "hold it: the layer has no ..._regularizer argument, or one for several "
-            "weights that differ, or is inside a subclassed model or custom layer "
-            "whose config does not hold it. Attach again after loading.",
+            f"The penalty of {_named(lost)} is in model.losses, but a saved file or a "
+            "clone will not hold it: the layer has no ..._regularizer argument, or one "
+            "for several weights that differ, or is inside a subclassed model or "
+            "custom layer whose config does not hold it. Attach again after loading.",
             stacklevel=3,
         )
 

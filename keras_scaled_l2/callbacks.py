@@ -147,7 +147,8 @@ class ApplyL2(keras.callbacks.Callback):
         # JAX dispatches batches to several threads: only the first one may print.
         if self._line is None or batch > self._first:
             return
-        print(self._line.text(float((logs or {}).get("loss", math.nan))))
+        cost = (logs or {}).get("loss")  # a custom step may log others
+        print(self._line.text(None if cost is None else float(cost)))
         self._line = None
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:

@@ -24,6 +24,7 @@ from keras_scaled_l2.gradients import (
 from keras_scaled_l2.handles import Handle, shadow
 from keras_scaled_l2.means import NAMES, PairOfMeans, is_ours, names_in_logs
 from keras_scaled_l2.parts import (
+    penalties_act,
     penalties_noted,
     split_loss,
     steps_by_itself,
@@ -43,7 +44,7 @@ class FirstStep(NamedTuple):
     penalty: float | None
     """``None`` if the step does not tell."""
     forgotten: bool
-    """Whether the step has not even asked for it."""
+    """Whether the step leaves it out, or has not even asked for it."""
 
 
 class CostSplit:
@@ -87,6 +88,8 @@ class CostSplit:
         """Whether a training step has called ``compute_loss`` where parts are kept."""
         self.evaluated = False
         """Whether a training step of the model's own has asked for any penalty."""
+        self.dropped: bool | None = None
+        """Whether it surely makes nothing of what it has asked for, once looked at."""
         self.begun = False
         """Whether a training step has been traced or run."""
         self.repeated = False
@@ -110,8 +113,8 @@ class CostSplit:
 
     @property
     def forgotten(self) -> bool:
-        """Whether the training steps so far have not even asked for the penalties."""
-        return self.begun and not (self.seen or self.evaluated)
+        """Whether the training steps so far leave the penalties out of the weights."""
+        return self.begun and not (self.seen or (self.evaluated and not self.dropped))
 
     def install(self) -> None:
         """Puts the split, and the steps that it has compiled before, on the model."""
@@ -119,6 +122,7 @@ class CostSplit:
         self._found_key = key_of(model)
         self._found = (model.train_function, model.test_function)
         self._compute_loss = model.compute_loss
+        self._train_step = model.train_step
         self.weighs = weighs_penalties(model)
         _keras.add_metric(model, self._pair)
         covers = {
@@ -127,6 +131,7 @@ class CostSplit:
             "make_test_function": self._maker("test"),
             _keras.FLATTEN_METRICS: self._flattener(),
         }
+        covers |= {"train_step": self._own_step} if steps_by_itself(model) else {}
         shadows = [shadow(model, name, cover) for name, cover in covers.items()]
         self._handle = Handle(self._give_back, *(s.remove for s in shadows))
         if not same_key(self._key_made(self._made["train"]), self._found_key):
@@ -136,12 +141,13 @@ class CostSplit:
         if self._found[0] is not None:
             model.make_train_function()
         self._placed = model.train_function
-        if not any(metric is self._pair for metric in model.metrics):
+        self._carried = any(metric is self._pair for metric in model.metrics)
+        if self.logged and not self._carried:
             self.remove()
             raise ValueError(
                 f"The model {model.name!r} has a metrics property that leaves out what "
-                "others add, so its cost cannot be split: expected it to end with "
-                "Keras's own list, return [self.loss_tracker, *super().metrics]."
+                "others add, so its cost cannot be split: expected Keras's own list, "
+                "which has the model's own metrics too, return super().metrics."
             )
 
     def remove(self) -> None:
@@ -177,7 +183,7 @@ class CostSplit:
         """Lets go of what was compiled, and of what was learned from compiling it."""
         self._made = {"train": None, "test": None}
         self.seen = self.evaluated = self.repeated = self.begun = False
-        self.measurement = None
+        self.measurement = self.dropped = None
 
     def _maker(self, kind: str) -> Callable[..., None]:
         """What covers Keras's ``make_..._function``."""
@@ -233,6 +239,13 @@ class CostSplit:
         finally:
             self._step.training = False
 
+    def _own_step(self, *arguments: Any) -> Any:
+        """A step of the model's own; what it asks for and drops is looked for once."""
+        result = self._train_step(*arguments)
+        if self.evaluated and not self.seen and self.dropped is None:
+            self.dropped = not penalties_act(self.model, self._train_step, arguments)
+        return result
+
     def _told(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A train function that tells of its first call."""
         model, fresh = self.model, steps_by_itself(self.model)
@@ -253,7 +266,7 @@ class CostSplit:
         return train_function
 
     def _first_step(self, result: Any) -> FirstStep:
-        if not self.seen:
+        if not (self.seen and self._carried):
             return FirstStep(0.0 if self.forgotten else None, self.forgotten)
         mean = self._pair.first[1]
         variables = [mean.total, mean.count]

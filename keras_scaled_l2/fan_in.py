@@ -44,11 +44,7 @@ def fan_in(layer: keras.Layer, variable: keras.Variable) -> float:
     layers = keras.layers
     if isinstance(layer, layers.TorchModuleWrapper):
         return _fan_in_of_torch(layer.module, variable.value, shape)
-    looks_up = isinstance(layer, layers.Embedding) and variable.name in (
-        "embeddings",
-        "lora_embeddings_a",
-    )
-    if looks_up or is_per_unit(variable):
+    if is_per_unit(layer, variable) or _looks_up(layer, variable):
         return 1
     if variable.name == "depthwise_kernel" or isinstance(
         layer, (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -75,20 +71,9 @@ def _fan_in_of_torch(module: Any, parameter: Any, shape: Shape) -> float:
     A transposed convolution has ``(in, out, ...)``, and leaves the part of its window
     that the strides leave; an embedding looks up one row.
     """
-    if len(shape) < 2:
-        return 1
-    # Not always there: pruning and other hooks put new parameters in their place.
-    paths = (path for path, own in module.named_parameters() if own is parameter)
-    path = next(paths, "")
-    if path.endswith(("weight_g", ".original0")):  # the norms of weight normalization
-        return 1
-    # A parametrization keeps what it makes a weight of in a module below the owner.
-    below, found, _ = path.partition("parametrizations.")
-    prefix = below.rstrip(".") if found else path.rpartition(".")[0]
-    owner = module.get_submodule(prefix)
-    kind = type(owner).__name__ if path else ""
-    # Of several dimensions too: LayerNorm((3, 4)) scales each element by itself.
-    if "Embedding" in kind or "Norm" in kind or path.endswith("bias"):
+    path, owner = _place_in_torch(module, parameter)
+    kind = type(owner).__name__
+    if len(shape) < 2 or "Embedding" in kind or _is_per_unit_in_torch(path, kind):
         return 1
     if "Transpose" in kind:
         window = zip(shape[2:], owner.stride, strict=True)
@@ -97,17 +82,57 @@ def _fan_in_of_torch(module: Any, parameter: Any, shape: Shape) -> float:
     return math.prod(shape[1:])
 
 
-def is_per_unit(variable: keras.Variable) -> bool:
+def _place_in_torch(module: Any, parameter: Any) -> tuple[str, Any]:
+    """The path of a parameter in a torch module, and the module that owns it."""
+    # Not always there: pruning and other hooks put new parameters in their place.
+    paths = (path for path, own in module.named_parameters() if own is parameter)
+    path = next(paths, "")
+    # A parametrization keeps what it makes a weight of in a module below the owner.
+    below, found, _ = path.partition("parametrizations.")
+    prefix = below.rstrip(".") if found else path.rpartition(".")[0]
+    return path, module.get_submodule(prefix) if path else None
+
+
+def _is_per_unit_in_torch(path: str, kind: str) -> bool:
+    # Of several dimensions too: LayerNorm((3, 4)) scales each element by itself.
+    # And the norms that weight normalization makes of a weight.
+    return "Norm" in kind or path.endswith(("bias", "weight_g", ".original0"))
+
+
+def is_per_unit(layer: keras.Layer, variable: keras.Variable) -> bool:
     """Whether a weight is a bias, a scale or an offset, by the names Keras gives.
 
     The number of dimensions does not tell: GRU's bias has two, attention's biases too.
+    What a wrapped torch module or ``FlaxLayer`` holds is called as it calls it.
+
+    Args:
+        layer: The layer that owns the weight.
+        variable: The weight.
     """
-    return "bias" in variable.name or variable.name in (
-        "gamma",
-        "beta",
-        "alpha",
-        "scale",
+    if isinstance(layer, keras.layers.TorchModuleWrapper):
+        path, owner = _place_in_torch(layer.module, variable.value)
+        return _is_per_unit_in_torch(path, type(owner).__name__)
+    name = _name(layer, variable)
+    return "bias" in name or name in ("gamma", "beta", "alpha", "scale")
+
+
+def _looks_up(layer: keras.Layer, variable: keras.Variable) -> bool:
+    """Whether a weight is a table of which each example takes rows."""
+    if isinstance(layer, keras.layers.JaxLayer):
+        return _name(layer, variable) == "embedding"
+    return isinstance(layer, keras.layers.Embedding) and variable.name in (
+        "embeddings",
+        "lora_embeddings_a",
     )
+
+
+def _name(layer: keras.Layer, variable: keras.Variable) -> str:
+    """What a layer calls a weight: Keras numbers those in the tree of a JaxLayer."""
+    if isinstance(layer, keras.layers.JaxLayer):
+        for path, leaf in keras.tree.flatten_with_path(layer.params):
+            if leaf is variable and path:
+                return str(path[-1])
+    return str(variable.name)
 
 
 def format_fan_ins(fan_ins: Mapping[Shape, float]) -> str | None:

@@ -27,6 +27,7 @@ loss_gradients = _BACKEND.loss_gradients
 metric_values = _BACKEND.metric_values
 penalty_line = _BACKEND.penalty_line
 penalty_scope = _BACKEND.penalty_scope
+reaches_weights = _BACKEND.reaches_weights
 runs_in_xla = _BACKEND.runs_in_xla
 squared_norms = _BACKEND.squared_norms
 to_numpy = _BACKEND.to_numpy
@@ -45,6 +46,7 @@ __all__ = [
     "metric_values",
     "penalty_line",
     "penalty_scope",
+    "reaches_weights",
     "runs_in_xla",
     "shift_gradients",
     "squared_norms",

@@ -15,6 +15,7 @@ from keras_scaled_l2.counts import penalized_weights
 from keras_scaled_l2.gradients import (
     Tensor,
     penalty_scope,
+    reaches_weights,
     to_numpy,
     value_and_slopes,
 )
@@ -148,6 +149,38 @@ class _Notes(keras.Regularizer):
     def __call__(self, x: Tensor) -> Tensor:
         self.tell()
         return self.regularizer(x)
+
+
+class _Scaled(keras.Regularizer):
+    """A regularizer times a factor."""
+
+    def __init__(self, regularizer: Any, factor: Tensor) -> None:
+        self.regularizer, self.factor = regularizer, factor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        penalty = ops.convert_to_tensor(self.regularizer(x))
+        return ops.cast(self.factor, penalty.dtype) * penalty
+
+
+def penalties_act(
+    model: keras.Model, step: Callable[..., Any], arguments: Sequence[Any]
+) -> bool:
+    """Whether the penalties may change the weights that a training step makes.
+
+    Args:
+        model: The model.
+        step: A ``train_step`` of its own.
+        arguments: What it was called with.
+
+    Returns:
+        False only where they surely do not.
+    """
+
+    def scaled(factor: Tensor) -> contextlib.AbstractContextManager[None]:
+        variables = [w.variable for w in penalized_weights(model)]
+        return _regularized([(v, _Scaled(v.regularizer, factor)) for v in variables])
+
+    return reaches_weights(model, step, arguments, scaled)
 
 
 @contextlib.contextmanager

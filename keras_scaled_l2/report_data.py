@@ -217,6 +217,7 @@ def data_cost(
         stop = min(start + batch_size, count)
         share = (stop - start) / count
         arguments = _arguments(model, arrays, start, stop)
+        _check_has_loss(model)
         check_labels(model, arguments["y"], arguments["y_pred"])
         parts: Parts = split_loss(model, model.compute_loss, arguments)
         total += number(parts.data) * share
@@ -224,6 +225,19 @@ def data_cost(
             weight = 1.0 if parts.weights is None else number(parts.weights[id(v)])
             factors[i] += weight * share
     return total, [1.0 if parts.weights is None else factor for factor in factors]
+
+
+def _check_has_loss(model: keras.Model) -> None:
+    """Refuse, after a forward pass, a loss that holds nothing but penalties."""
+    if weighs_penalties(model) or _keras.compiled_loss(model) is not None:
+        return
+    penalized = [v for v in model.trainable_weights if v.regularizer is not None]
+    if len(model.losses) <= len(penalized):
+        raise ValueError(
+            f"The model {model.name!r} is compiled without a loss, and no layer adds "
+            "one, so its data cost is unknown: expected model.compile(optimizer, loss) "
+            "before, or no data. What a train_step of its own computes is not seen."
+        )
 
 
 def data_gradient_norms(

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import keras
 from keras import ops
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.fitting import (
     give_back_variables,
     may_be_resolved_by_callbacks,
@@ -101,6 +102,16 @@ class Rule(keras.Regularizer):
             if _in_symbolic_scope() and may_be_resolved_by_callbacks():
                 return ops.zeros((), dtype=keras.config.floatx())
             give_back_variables()
+        if isinstance(x, keras.Variable) and _keras.is_taken(x):
+            give_back_variables()
+            raise ValueError(
+                f"{self!r} is asked for the penalty of {x.path!r} while fit has taken "
+                "the weights out of the model, to pass them to train_step. Keras's "
+                "guide calls self.compute_loss(...) there, which fails with any "
+                "penalty: call self.stateless_compute_loss(trainable_variables, "
+                "non_trainable_variables, metrics_variables, x=x, y=y, y_pred=y_pred), "
+                "which returns the loss and the variables."
+            )
         total = sum_of_squares(x)
         # Not ops.cast: TensorFlow's goes through float32.
         coefficient = ops.convert_to_tensor(self.coefficient(x.shape), total.dtype)

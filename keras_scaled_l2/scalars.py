@@ -40,7 +40,7 @@ def gradient_scalars(
         "global/gradient_norm/data": total.data,
         "global/gradient_norm/penalty": total.penalty,
     }
-    if total.data > 0:
+    if 0 < total.data < math.inf:
         values["global/gradient_norm/ratio"] = total.penalty / total.data
     by_penalty = sorted(
         (path for path in norms if norms[path].coefficient > 0),
@@ -59,7 +59,7 @@ def _weight_scalars(path: str, norms: GradientNorms) -> dict[str, float]:
         f"gradient_norm/penalty/{path}": norms.penalty,
         f"coefficient/{path}": norms.coefficient,
     }
-    if norms.data > 0:
+    if 0 < norms.data < math.inf:  # a loss scale may overflow: 0 would be wrong
         values[f"gradient_norm/ratio/{path}"] = norms.penalty / norms.data
     return values
 

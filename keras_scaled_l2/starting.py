@@ -41,32 +41,31 @@ class StartingLine:
         # By construction, unless the model has a loss or a step of its own.
         self._in_loss: float | None = self._penalty
         self._is_forgotten = False
-        try:
-            if tell_first_step(model, self._tell):
-                self._in_loss = None
-        except ValueError:  # the model's metrics leave no place for the split
+        if tell_first_step(model, self._tell):
             self._in_loss = None
 
     def _tell(self, first: FirstStep) -> None:
         self._in_loss, self._is_forgotten = first.penalty, first.forgotten
 
-    def text(self, cost: float) -> str:
+    def text(self, cost: float | None) -> str:
         """The line.
 
         Args:
-            cost: The loss of the first step, the penalty at its weight in it.
+            cost: The loss of the first step, the penalty at its weight in it; ``None``
+                if the step logs none.
         """
         total, found = self._penalty, self._in_loss
         line = f"{self._summary}; penalty at the start {total:.4g}"
-        cost_line = f"; cost at the start {cost:.4g}"
+        cost_line = "" if cost is None else f"; cost at the start {cost:.4g}"
         if found is None:
             return line + cost_line
         if found == 0 and total != 0:
             why = self._forgotten if self._is_forgotten else self._dropped
-            return f"{line}{cost_line}, none of it penalty. {why}"
+            none = ", none of it penalty" if cost_line else ""
+            return f"{line}{cost_line}{none}. {why}"
         if abs(found - total) > 1e-3 * abs(total):
             line += f", {found:.4g} as the loss weighs it"
-        share = f", {found / cost:.0%} of it penalty" if cost > 0 else ""
+        share = f", {found / cost:.0%} of it penalty" if cost and cost > 0 else ""
         return line + cost_line + share
 
 

@@ -216,7 +216,8 @@ def _carrying(model: keras.Model, rule: keras.Regularizer) -> Iterator[None]:
 
 
 def _is_default(weight: Weight) -> bool:
-    return len(weight.variable.shape) >= 2 and not is_per_unit(weight.variable)
+    layer, variable = weight.layer, weight.variable
+    return len(variable.shape) >= 2 and not is_per_unit(layer, variable)
 
 
 def _optimizer(

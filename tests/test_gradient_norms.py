@@ -14,9 +14,10 @@ from reference import mean_squared_error
 from second_pass import gradients
 
 from keras_scaled_l2 import CostMonitor, ScaledL2, attach
-from keras_scaled_l2.gradient_norms import measure_gradients
+from keras_scaled_l2.gradient_norms import GradientNorms, measure_gradients
 from keras_scaled_l2.gradients import to_numpy
 from keras_scaled_l2.rule import Quadratic
+from keras_scaled_l2.scalars import gradient_scalars
 
 BACKEND = keras.config.backend()
 BATCH = 4
@@ -530,6 +531,15 @@ def test_diverged_training_goes_on_and_says_so(tmp_path):
     history = fit(model, x, y, CostMonitor(tmp_path, 1))
     assert not np.isfinite(history["loss"][-1])
     assert len(scalars(tmp_path)[GRADIENT]) == 6
+
+
+@pytest.mark.once
+def test_ratio_to_a_gradient_that_overflows_is_left_out():
+    whole = GradientNorms(data=2.0, penalty=1.0, weight=4.0, coefficient=0.125)
+    values = gradient_scalars({"a": whole, "b": whole._replace(data=math.inf)}, None)
+    assert values["gradient_norm/ratio/a"] == 0.5
+    assert values["gradient_norm/data/b"] == math.inf
+    assert not {"gradient_norm/ratio/b", "global/gradient_norm/ratio"} & set(values)
 
 
 # -------------------------------------------------------------------------- installing

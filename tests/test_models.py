@@ -631,6 +631,24 @@ if keras.config.backend() == "torch":
         [(_, v, rule)] = penalized(layer)
         assert rule.coefficient(v.shape) == expected / 20
 
+    def test_scales_and_offsets_of_a_torch_module_are_not_penalized():
+        import torch
+
+        nn = torch.nn
+        module = nn.Sequential(
+            nn.Linear(4, 6),
+            nn.Unflatten(1, (2, 3)),
+            nn.LayerNorm((2, 3)),
+            nn.Flatten(),
+            torch.nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)),
+        )
+        layer = layers.TorchModuleWrapper(module)
+        with pytest.warns(UserWarning, match="will not hold it"):
+            attach(layer, ScaledL2(0.5))
+        shapes = [tuple(v.shape) for _, v, _ in penalized(layer)]
+        # Not (2, 3) and (2, 3) of the normalization, nor (5, 1), the norms of (5, 6).
+        assert shapes == [(6, 4), (5, 6)]
+
     def test_fan_in_behind_a_parametrization_is_that_of_the_module():
         import torch
         from torch.nn.utils import parametrizations, prune
@@ -652,6 +670,33 @@ if keras.config.backend() == "torch":
         late = layers.TorchModuleWrapper(nn.Linear(4, 3))
         normed(late.module)
         assert sorted(fan_in(late, v) for v in late.trainable_variables) == [1, 4]
+
+
+if keras.config.backend() == "jax":
+
+    def test_weights_of_a_jax_layer_are_known_by_the_names_in_its_tree():
+        import jax.numpy as jnp
+
+        # As FlaxLayer has them, attention's biases of two dimensions among them.
+        shapes = {
+            "embed": {"embedding": (7, 4)},
+            "norm": {"scale": (3, 4), "bias": (3, 4)},
+            "query": {"kernel": (4, 2, 5), "bias": (2, 5)},
+        }
+        tree = {
+            "params": {
+                name: {key: jnp.ones(shape) for key, shape in below.items()}
+                for name, below in shapes.items()
+            }
+        }
+        layer = layers.JaxLayer(
+            lambda params, inputs: inputs, init_fn=lambda rng, inputs: tree
+        )
+        model = sequence(layer)
+        with pytest.warns(UserWarning, match="will not hold it"):
+            attach(model, PriorL2(1.0, samples=10))
+        found = {tuple(v.shape): by_prior(model, v) for _, v, _ in penalized(model)}
+        assert found == {(7, 4): 1, (4, 2, 5): 8}
 
 
 def test_fan_in_that_one_config_cannot_tell_is_an_error_with_the_remedies():

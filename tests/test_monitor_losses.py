@@ -1,5 +1,7 @@
 """Models whose loss weighs, drops or forgets the penalties, or is computed twice."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from reference import penalty as reference
 from second_pass import gradients
 from test_gradient_norms import BACKEND, QUICK, PastComputeLoss, fit
 
-from keras_scaled_l2 import ApplyL2, CostMonitor, cost_report
+from keras_scaled_l2 import ApplyL2, CostMonitor, ScaledL2, attach, cost_report
 
 C = 0.3
 BATCH = 4
@@ -381,6 +383,49 @@ def test_train_step_with_the_line_that_the_message_gives_acts(capsys):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+class Listing(PastComputeLoss):
+    """As in Keras's examples of GANs: lists its metrics itself, and logs no loss."""
+
+    @property
+    def metrics(self):
+        return []
+
+    def train_step(self, *arguments):
+        result = super().train_step(*arguments)
+        logs = result[0] if BACKEND == "jax" else result
+        logs["d_loss"] = logs.pop("loss")
+        return result
+
+
+class ListingWeighed(Weighed):
+    """Lists its metrics itself, in a step of Keras's own."""
+
+    @property
+    def metrics(self):
+        return [self._loss_tracker]
+
+
+def test_step_that_forgets_is_told_so_where_nothing_can_be_measured(capsys):
+    model = of_kind(Listing)
+    fit(model, X, Y, ApplyL2(), epochs=1)
+    line = capsys.readouterr().out
+    total = C * sum(squares(of_kind(Listing)))
+    start = f"penalty at the start {total:.4g}. The penalty does not act in training"
+    assert start in line
+    assert "cost at the start" not in line
+    with pytest.raises(ValueError, match=r"super\(\)\.metrics"):
+        fit(model, X, Y, CostMonitor())
+
+
+def test_line_of_apply_is_silent_of_what_cannot_be_measured(capsys):
+    model, bare = of_kind(ListingWeighed), of_kind(Weighed)
+    history = fit(model, X, Y, ApplyL2(), epochs=1, batch_size=8)
+    line = capsys.readouterr().out
+    assert "cost at the start" in line
+    assert "of it penalty" not in line
+    assert history == fit(bare, X, Y, epochs=1, batch_size=8)
+
+
 if BACKEND == "tensorflow":
     import tensorflow as tf
 
@@ -494,6 +539,110 @@ else:
                 optimizer, gradient, trainable
             )
             return {"loss": loss}, (trainable, non_trainable, optimizer, metrics)
+
+    class Guide(keras.Model):
+        """As in Keras's guide, with the call that it has or the one of the message."""
+
+        call_of_the_message = None
+
+        def train_step(self, state, data):
+            trainable, non_trainable, optimizer, metrics = state
+            x, y = data
+
+            def own_loss(trainable):
+                y_pred, _ = self.stateless_call(
+                    trainable, non_trainable, x, training=True
+                )
+                if self.call_of_the_message is None:
+                    return self.compute_loss(x, y, y_pred)
+                names = {
+                    "self": self,
+                    "trainable_variables": trainable,
+                    "non_trainable_variables": non_trainable,
+                    "metrics_variables": metrics,
+                }
+                names |= {"x": x, "y": y, "y_pred": y_pred}
+                loss, _ = eval(self.call_of_the_message, names)
+                return loss
+
+            loss, gradient = jax.value_and_grad(own_loss)(trainable)
+            trainable, optimizer = self.optimizer.stateless_apply(
+                optimizer, gradient, trainable
+            )
+            return {"loss": loss}, (trainable, non_trainable, optimizer, metrics)
+
+    def test_guides_compute_loss_is_an_error_with_the_call_that_acts():
+        def model(kind):
+            model = of_kind(kind, None)
+            attach(model, ScaledL2(C, per=1))
+            return model
+
+        failing, mended, stock = model(Guide), model(Guide), of_kind(keras.Model)
+        before = failing.get_weights()
+        with pytest.raises(ValueError, match="taken the weights out") as caught:
+            fit(failing, X, Y)
+        for one, other in zip(failing.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(one, other)
+        [code] = re.findall(r"self.stateless_compute_loss\(.*?\)", str(caught.value))
+        mended.call_of_the_message = code
+        fit(mended, X, Y)
+        fit(stock, X, Y)
+        for one, other in zip(mended.get_weights(), stock.get_weights(), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+    class Asking(keras.Model):
+        """Asks for the penalties, and adds, logs or drops what it is given."""
+
+        makes_of_them = "drops"
+
+        def train_step(self, state, data):
+            trainable, non_trainable, optimizer, metrics = state
+            x, y = data
+
+            def own_loss(trainable):
+                y_pred, _, losses = self.stateless_call(
+                    trainable, non_trainable, x, training=True, return_losses=True
+                )
+                added = sum(losses) if self.makes_of_them == "adds" else 0.0
+                return mean_square(y, y_pred) + added, sum(losses)
+
+            own_loss = jax.value_and_grad(own_loss, has_aux=True)
+            (loss, total), gradient = own_loss(trainable)
+            trainable, optimizer = self.optimizer.stateless_apply(
+                optimizer, gradient, trainable
+            )
+            logs = {"loss": loss}
+            if self.makes_of_them == "logs":
+                logs["total"] = total
+            return logs, (trainable, non_trainable, optimizer, metrics)
+
+    def asking(makes_of_them, penalty=C):
+        model = of_kind(Asking, penalty)
+        model.makes_of_them = makes_of_them
+        return model
+
+    @pytest.mark.parametrize("makes_of_them", ["drops", "logs"])
+    def test_step_that_drops_what_it_asks_for_is_told_so(
+        makes_of_them, tmp_path, capsys
+    ):
+        model, free = asking(makes_of_them), asking(makes_of_them, None)
+        norms = [np.linalg.norm(g) for g in gradients(free, X, Y)]
+        with pytest.warns(UserWarning, match="does not act in training") as caught:
+            fit(model, X, Y, ApplyL2(), CostMonitor(tmp_path), batch_size=len(X))
+        assert len([w for w in caught if w.category is UserWarning]) == 1
+        assert "none of it penalty. The penalty does not act" in capsys.readouterr().out
+        fit(free, X, Y, batch_size=len(X))
+        for one, other in zip(model.get_weights(), free.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
+        found = scalars(tmp_path)
+        [(_, data), *_] = found["global/gradient_norm/data"]
+        assert data == pytest.approx(np.hypot.reduce(norms), rel=1e-5)
+        assert {value for _, value in found["global/gradient_norm/penalty"]} == {0.0}
+
+    def test_step_that_adds_what_it_asks_for_is_not_told_that_it_drops(capsys):
+        [text], line = told(asking("adds"), capsys)
+        assert "cannot tell data cost from penalty" in text
+        assert "act" not in text + line
 
     class Sharp(keras.Model):
         """Sharpness-aware: the gradient at weights that are moved uphill."""

@@ -238,7 +238,7 @@ def test_metrics_property_returns_what_the_message_says():
             if text is None:
                 return [self.loss_tracker]
             names = {"self": self, "super": lambda: super(Own, self)}
-            return eval(found(r"return (\[.*?\])", text), names)
+            return eval(found(r"return (super\(\)\.metrics)", text), names)
 
     def model():
         unit = Own([keras.Input((4,)), layers.Dense(1)])

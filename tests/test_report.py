@@ -734,6 +734,21 @@ def test_model_that_is_not_compiled_is_an_error_with_data_only():
         cost_report(model, X, Y)
 
 
+def test_cost_of_a_model_without_a_loss_is_an_error_unless_layers_add_one():
+    model = network(L2(0.5), optimizer=None)
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=r"without a loss.*compile\(optimizer, loss"):
+        cost_report(model, X, Y)
+    inputs = keras.Input(X.shape[1:])
+    layer = layers.Dense(2, kernel_regularizer=L2(0.5), activity_regularizer="l2")
+    model = keras.Model(inputs, layer(inputs))
+    model.compile("sgd")
+    [total] = np.atleast_1d(model.evaluate(X, Y, batch_size=len(X), verbose=0))
+    report = cost_report(model, X, Y)
+    assert report.cost["total"] == pytest.approx(total, rel=1e-5)
+    assert report.cost["data"] > 0
+
+
 @pytest.mark.parametrize(
     ("given", "lacking"),
     [

@@ -111,6 +111,25 @@ class Backend(Protocol):
     def penalty_line(self) -> str:
         """What a ``train_step`` lacks that leaves ``self.losses`` out, as code."""
 
+    def reaches_weights(
+        self,
+        model: keras.Model,
+        step: Callable[..., Any],
+        arguments: Sequence[Any],
+        scaled: Callable[[Tensor], contextlib.AbstractContextManager[Any]],
+    ) -> bool:
+        """Whether a factor of the penalties can change the weights that a step makes.
+
+        Args:
+            model: The model.
+            step: A training step of the model's own, as Keras calls it.
+            arguments: What it was called with.
+            scaled: Multiplies the penalties by a factor meanwhile.
+
+        Returns:
+            False only where it surely cannot; also True where nobody can tell.
+        """
+
     def runs_in_xla(self, model: keras.Model) -> bool:
         """Whether TensorFlow compiles a model's training step with XLA."""
 

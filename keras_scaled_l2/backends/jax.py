@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +35,7 @@ __all__ = [
     "metric_values",
     "penalty_line",
     "penalty_scope",
+    "reaches_weights",
     "runs_in_xla",
     "shift_gradients",
     "squared_norms",
@@ -140,6 +143,36 @@ def penalty_line() -> str:
         "trainable_variables, non_trainable_variables, x, training=True, "
         "return_losses=True)`, then `loss = loss + sum(losses)`"
     )
+
+
+def reaches_weights(
+    model: keras.Model,
+    step: Callable[..., Any],
+    arguments: Sequence[Any],
+    scaled: Callable[[Tensor], contextlib.AbstractContextManager[Any]],
+) -> bool:
+    """See ``contract.Backend``.
+
+    Traced once more, and neither compiled nor run: what no operation leads to does not
+    depend on the factor.
+    """
+    optimizer = model.optimizer
+    apply = functools.partial(type(optimizer).stateless_apply, optimizer)
+
+    def weights(factor: Tensor) -> Any:
+        # Past the interceptor, which would keep the gradients of this trace.
+        with scaled(factor), shadow(optimizer, "stateless_apply", apply):
+            _, state = step(*arguments)
+        return state[0]
+
+    traced = jax.make_jaxpr(weights)(np.float32(1.0))
+    reached = {id(variable) for variable in traced.jaxpr.invars}
+    for equation in traced.jaxpr.eqns:
+        if not reached.isdisjoint(map(id, equation.invars)):
+            reached.update(map(id, equation.outvars))
+    # An effect may carry it past the operations.
+    made = map(id, traced.jaxpr.outvars)
+    return bool(traced.effects) or not reached.isdisjoint(made)
 
 
 def metric_values(

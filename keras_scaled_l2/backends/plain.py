@@ -111,6 +111,16 @@ def penalty_line() -> str:
     return "`loss = loss + sum(self.losses)`, before the gradient is taken"
 
 
+def reaches_weights(
+    model: keras.Model,
+    step: Callable[..., Any],
+    arguments: Sequence[Any],
+    scaled: Callable[[Tensor], contextlib.AbstractContextManager[Any]],
+) -> bool:
+    """See ``contract.Backend``: only JAX's steps return what they make of weights."""
+    return True
+
+
 def runs_in_xla(model: keras.Model) -> bool:
     """See ``contract.Backend``."""
     return False

@@ -19,6 +19,7 @@ from keras_scaled_l2.backends.plain import (
     interceptor,
     is_known,
     penalty_line,
+    reaches_weights,
 )
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "metric_values",
     "penalty_line",
     "penalty_scope",
+    "reaches_weights",
     "runs_in_xla",
     "shift_gradients",
     "squared_norms",

@@ -81,7 +81,7 @@ def _quiet() -> Iterator[None]:
     """
     with warnings.catch_warnings():
         for message in (
-            "The penalty of .* acts, but a saved file or a clone will not hold it",
+            "The penalty of .* a saved file or a clone will not hold it",
             "Decayed twice",
         ):
             warnings.filterwarnings("ignore", message, UserWarning)
