@@ -517,6 +517,30 @@ def test_programs_for_threads_are_made_once_they_pay(monkeypatch):
 
 
 if BACKEND == "jax":
+    # On a processor XLA runs a convolution within a loop several times slower.
+    @pytest.mark.parametrize("batched", [False, True])
+    @pytest.mark.parametrize(
+        ("kind", "expected"), [("convolution", False), ("recurrent", True)]
+    )
+    def test_steps_with_convolutions_are_called_one_by_one(
+        kind, expected, batched, monkeypatch
+    ):
+        network = NETWORKS[kind]()
+        problem = make_problem(shape=network.input_shape[1:])
+        engine, called = make_engine(problem, network, batched=batched), []
+        loop = engine._first.loop
+        step = loop.step
+        monkeypatch.setattr(loop, "step", lambda *a: (called.append(1), step(*a))[1])
+        found = train(engine, job(problem, initial=initial_weights(network)))
+        # 30 examples in batches of 8, two epochs: the first and the last, or all.
+        assert len(called) == 2 * (2 if expected else 4)
+        loop._is_looped = True
+        looped = train(engine, job(problem, initial=initial_weights(network)))
+        for a, b in zip(found.weights, looped.weights, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        monkeypatch.setattr(loop, "side_by_side", False)
+        data = loop.put(problem.x_train, problem.y_train)
+        assert loop.is_faster_looped(None, data, np.arange(4))
 
     def test_batch_of_jobs_is_what_they_are_one_by_one():
         problem = make_problem()

@@ -28,6 +28,9 @@ class JaxState(NamedTuple):
 class TrainingLoop:
     """See ``backends.loop.TrainingLoop``: ``fori_loop`` over steps, ``vmap`` over jobs.
 
+    On a processor steps with convolutions are called one by one: within a loop XLA
+    runs those on one core, two to five times slower.
+
     Args:
         trainee: What to train.
         batched: Whether states hold several jobs.
@@ -47,6 +50,21 @@ class TrainingLoop:
         self._evaluate = self._compile(self._outputs)
         self._squares = self._compile(self._gradient_squares)
         self._copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x))
+        self._is_looped: bool | None = None
+
+    def is_faster_looped(self, state: JaxState, data: Data, chosen: np.ndarray) -> bool:
+        """Whether one program of many steps is faster than a call for each step.
+
+        Args:
+            state: A state.
+            data: Features and labels.
+            chosen: Examples of a step, of one job.
+        """
+        if not self.side_by_side:
+            return True
+        # As text: a layer may call a program within the program.
+        traced = jax.make_jaxpr(self._evaluate)(state, data, chosen)
+        return "conv_general_dilated" not in str(traced)
 
     def _compile(
         self,
@@ -101,10 +119,24 @@ class TrainingLoop:
         active: np.ndarray,
     ) -> tuple[JaxState, Any]:
         """The steps of a span of an order."""
+        if self._is_looped is None:
+            one = order.reshape(-1, order.shape[-1])[0]
+            self._is_looped = self.is_faster_looped(state, data, one)
+        if not self._is_looped:
+            return self._one_by_one(state, data, order[..., slice(*span), :], active)
         found: tuple[JaxState, Any] = self._steps(
             state, active, data, order, *np.array(span, np.int32)
         )
         return found
+
+    def _one_by_one(
+        self, state: JaxState, data: Data, order: np.ndarray, active: np.ndarray
+    ) -> tuple[JaxState, Any]:
+        total: Any = 0.0
+        for i in range(order.shape[-2]):
+            state, sums, _ = self.step(state, data, order[..., i, :], active)
+            total = total + sums
+        return state, total
 
     def evaluate(
         self, state: JaxState, data: Data, chosen: np.ndarray
