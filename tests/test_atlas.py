@@ -55,6 +55,25 @@ def test_numbers_of_a_cell_are_those_of_its_rows(benchmarks, results):
     assert tables.optimum(result.sweep("loss")).value == pytest.approx(c, rel=0.8)
 
 
+def test_half_life_kept_is_another_c_where_the_learning_rate_moves(benchmarks, results):
+    # By hand: from 20 to 200 thousand weights the best rate falls from 0.03 to 0.01, so
+    # that c is half a decade stronger, a strength of the sweep.
+    tables = benchmarks[1]
+    group = ("mnist", 1000, 0.2, "sgd", "dense")
+    first, _, third = [r for r in results if r.group == group][:3]
+    place, other = (r.best_place(r.l2, "loss") for r in (first, third))
+    rates = [
+        r.column(r.l2, r.best_place(r.l2, "loss"), "loss")[1] for r in (first, third)
+    ]
+    assert (place, other, rates) == (-4, -4, [-3, -4])
+    kept, best = (
+        np.mean([*third.column(third.l2, k, "loss")[0].values()]) for k in (-3, -4)
+    )
+    found = {weights: f for g, weights, f in tables.regret_rows(results) if g == group}
+    regret = found[third.weights][tables.HALF_LIFE].value
+    assert regret == pytest.approx(kept / best - 1, rel=0.01)
+
+
 def test_finished_cells_lack_nothing(benchmarks):
     atlas, _, atlas_cells = benchmarks
     cells = {cell.name: cell for cell in atlas_cells.cells()}
