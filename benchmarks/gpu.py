@@ -25,20 +25,6 @@ import measure
 C = 1e-2
 
 
-def device() -> str:
-    """Name of the device that Keras puts its tensors on; empty for a processor."""
-    import keras
-
-    if keras.backend.backend() == "jax":
-        import jax
-
-        first = jax.devices()[0]
-        return "" if first.platform == "cpu" else str(first.device_kind)
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-
-
 def by_hand(x: Any, y: Any, weights: list[Any]) -> list[float]:
     """Norms of each kernel: of data gradient, penalty gradient and weight; float64."""
     import numpy as np
@@ -92,7 +78,7 @@ def check() -> dict[str, Any]:
     kernels = [n for path, n in records[0].norms.items() if path.endswith("kernel")]
     found = [value for norms in kernels for value in norms[:3]]
     differences = [abs(a / b - 1) for a, b in zip(found, expected, strict=True)]
-    return {"device": device(), "largest_difference": max(differences)}
+    return {"device": measure.accelerator(), "largest_difference": max(differences)}
 
 
 def many(count: int, rounds: int) -> dict[str, Any]:

@@ -39,6 +39,25 @@ def interleaved(
     return times
 
 
+def accelerator() -> str:
+    """Name of the device that Keras puts its tensors on; empty for a processor."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        first = jax.devices()[0]
+        return "" if first.platform == "cpu" else str(first.device_kind)
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    import tensorflow as tf
+
+    found = tf.config.list_physical_devices("GPU")
+    return str(found[0].name) if found else ""
+
+
 def epoch_clock() -> Any:
     """A Keras callback with the seconds of each epoch, from its first batch on.
 

@@ -23,6 +23,7 @@ data_summand = _BACKEND.data_summand
 gradient_function = _BACKEND.gradient_function
 interceptor = _BACKEND.interceptor
 is_known = _BACKEND.is_known
+is_known_zero = _BACKEND.is_known_zero
 loss_gradients = _BACKEND.loss_gradients
 metric_values = _BACKEND.metric_values
 penalty_line = _BACKEND.penalty_line
@@ -42,6 +43,7 @@ __all__ = [
     "gradient_function",
     "interceptor",
     "is_known",
+    "is_known_zero",
     "loss_gradients",
     "metric_values",
     "penalty_line",

@@ -71,7 +71,7 @@ def start(problem, seed=0):
 
 def train(engine, *jobs, **options):
     """What the jobs left, in their order."""
-    found = dict(engine.train(jobs, **options))
+    found = dict(engine.train(jobs, weights=True, **options))
     results = [found[i] for i in range(len(jobs))]
     return results if len(jobs) > 1 else results[0]
 

@@ -134,6 +134,19 @@ def test_rate_zero_changes_no_bit():
     np.testing.assert_array_equal(drop(layer, x).view("int32"), x.view("int32"))
 
 
+def test_rate_zero_draws_no_mask_where_that_is_seen_at_no_cost():
+    # Where steps run as they are written; elsewhere one trace serves all rates.
+    x = np.ones((5, 7), "float32")
+    drawn = []
+    for rate in (0.0, 0.5):
+        layer = VariableDropout(rate, seed=1)
+        before = ops.convert_to_numpy(layer.seed_generator.state.value).copy()
+        drop(layer, x)
+        after = ops.convert_to_numpy(layer.seed_generator.state.value)
+        drawn.append(not np.array_equal(before, after))
+    assert drawn == [keras.config.backend() != "torch", True]
+
+
 def test_inference_is_untouched():
     x = np.random.default_rng(0).normal(size=(5, 7)).astype("float32")
     layer = VariableDropout(0.9, seed=1)

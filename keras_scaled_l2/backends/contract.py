@@ -158,6 +158,9 @@ class Backend(Protocol):
     def is_known(self, variables: Sequence[keras.Variable]) -> bool:
         """Whether variables have values here; some stateless functions leave out."""
 
+    def is_known_zero(self, variable: keras.Variable) -> bool:
+        """Whether a number is 0 for certain; only where reading it costs nothing."""
+
     def whole_gradient(self, gradient: Tensor) -> Tensor:
         """A gradient as one dense tensor, summed over replicas."""
 

@@ -16,6 +16,7 @@ from keras_scaled_l2.backends import plain
 from keras_scaled_l2.backends.contract import Measure, Tensor
 from keras_scaled_l2.backends.plain import (
     data_summand,
+    is_known_zero,
     loss_scale,
     penalty_scope,
     runs_in_xla,
@@ -31,6 +32,7 @@ __all__ = [
     "gradient_function",
     "interceptor",
     "is_known",
+    "is_known_zero",
     "loss_gradients",
     "metric_values",
     "penalty_line",
@@ -180,7 +182,9 @@ def metric_values(
 ) -> list[Any]:
     """See ``contract.Backend``."""
     metrics = step_result[1][3]
-    return [np.asarray(metrics[_position(model, v)]) for v in variables]
+    # All asked for before the first is waited for.
+    found: list[Any] = jax.device_get([metrics[_position(model, v)] for v in variables])
+    return found
 
 
 def can_store() -> bool:

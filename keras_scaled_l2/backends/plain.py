@@ -148,6 +148,11 @@ def is_known(variables: Sequence[keras.Variable]) -> bool:
     return True
 
 
+def is_known_zero(variable: keras.Variable) -> bool:
+    """See ``contract.Backend``."""
+    return False
+
+
 def whole_gradient(gradient: Tensor) -> Tensor:
     """See ``contract.Backend``."""
     return gradient

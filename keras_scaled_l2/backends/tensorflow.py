@@ -18,6 +18,7 @@ from keras_scaled_l2.backends.plain import (
     can_store,
     interceptor,
     is_known,
+    is_known_zero,
     penalty_line,
     reaches_weights,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "gradient_function",
     "interceptor",
     "is_known",
+    "is_known_zero",
     "loss_gradients",
     "metric_values",
     "penalty_line",

@@ -32,6 +32,7 @@ __all__ = [
     "gradient_function",
     "interceptor",
     "is_known",
+    "is_known_zero",
     "loss_gradients",
     "metric_values",
     "penalty_line",
@@ -146,6 +147,13 @@ def _value_and_slopes(
             )
     slopes = torch.zeros_like(shifts) if slopes is None else slopes
     return value if training else value.detach(), slopes.detach().unbind()
+
+
+def is_known_zero(variable: keras.Variable) -> bool:
+    """See ``contract.Backend``."""
+    value = variable.value
+    # On a GPU reading it would wait for all that went before.
+    return value.device.type == "cpu" and not value.item()
 
 
 def loss_gradients(

@@ -27,6 +27,7 @@ from keras_scaled_l2.experiments.graph import (
 )
 from keras_scaled_l2.experiments.naming import every_layer
 from keras_scaled_l2.experiments.rebuilding import Call
+from keras_scaled_l2.gradients import is_known_zero
 
 Where = Callable[[keras.Layer], bool] | Collection[keras.Layer]
 """A predicate on layers, or a collection of layers."""
@@ -73,7 +74,7 @@ class VariableDropout(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """In training: inputs over ``1 - rate`` where the mask keeps them, else 0."""
-        if not training:
+        if not training or is_known_zero(self.rate):
             return inputs
         rate = keras.ops.convert_to_tensor(self.rate)
         # Uniform in [0, 1): at rate 0 everything is kept, and divided by exactly 1.

@@ -96,6 +96,7 @@ class Engine:
         watch: Watch | None = None,
         evaluate: Sequence[str] = (),
         gradients: bool = False,
+        weights: bool = False,
     ) -> Iterator[tuple[int, Trained]]:
         """Train jobs; each result is given as soon as its batch has ended.
 
@@ -107,6 +108,7 @@ class Engine:
                 thread.
             evaluate: Sets to evaluate at the end: ``"train"``, ``"test"``.
             gradients: Whether to measure gradients at the end, on one batch.
+            weights: Whether to fetch the weights that were kept.
 
         Yields:
             ``(place of the job, what it left)``.
@@ -119,10 +121,8 @@ class Engine:
         ) -> Results:
             training = Training(program, group, stop, watch)
             training.train()
-            return [
-                (place, training.result(k, evaluate, gradients))
-                for k, place in enumerate(group)
-            ]
+            found = training.results(evaluate, gradients, weights)
+            return list(zip(group, found, strict=True))
 
         with self._alone():
             if len(groups) > 1:
@@ -156,7 +156,7 @@ class Engine:
             training = Training(program, {0: job})
             training.epoch(steps=2)
             training.validate()
-            training.result(0, ["train", "test"], gradients=True)
+            training.results(["train", "test"], gradients=True, weights=True)
             return []
 
         trains = [functools.partial(compile_all, program) for program in programs]

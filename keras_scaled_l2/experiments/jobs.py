@@ -125,7 +125,8 @@ class Trained:
         evaluations: Set -> its evaluation with the weights that were kept, of the sets
             that were asked for.
         gradients: With the weights that were kept; ``None`` if not asked for.
-        weights: The weights that were kept, in the order of ``Job.initial``.
+        weights: The weights that were kept, in the order of ``Job.initial``; ``None``
+            if not asked for.
         coefficients: Name of a weight -> the ``c`` after the epoch that was kept.
     """
 
@@ -137,5 +138,5 @@ class Trained:
     seconds: float
     evaluations: dict[str, Evaluation]
     gradients: Gradients | None
-    weights: list[np.ndarray]
+    weights: list[np.ndarray] | None
     coefficients: dict[str, float] = dataclasses.field(default_factory=dict)

@@ -132,10 +132,14 @@ class Program:
         """How many jobs make a batch, and how many batches fit, into these bytes."""
         fit = max(1, memory // (4 * COPIES * self.size))
         if self.batched:
-            return fit, 1
+            return 1 << (fit.bit_length() - 1), 1
         if not self.loop.side_by_side or self.size > SIDE_BY_SIDE:
             return 1, 1
         return 1, min(fit, os.cpu_count() or 1)
+
+    def rows(self, jobs: int) -> int:
+        """Rows of a state with so many jobs: powers of two, as each size compiles."""
+        return 1 << (jobs - 1).bit_length() if self.batched else jobs
 
     def own_initial(self) -> list[np.ndarray]:
         """The weights that the network came with."""

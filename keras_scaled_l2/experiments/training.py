@@ -45,9 +45,10 @@ class Training:
         values = [program.values(job) for job in self._jobs]
         # After each epoch; those before the first step come first.
         self._c = [np.stack([v.coefficients for v in values]).astype(np.float64)]
-        self._state: State = self._loop.start(values)
-        self._kept: Any = None
         n = len(self._jobs)
+        self._idle = program.rows(n) - n
+        self._state: State = self._loop.start(values + values[-1:] * self._idle)
+        self._kept: Any = None
         self._curves: list[dict[str, list[float]]] = [{} for _ in range(n)]
         self._squares: list[list[np.ndarray]] = [[] for _ in range(n)]
         self._best, self._best_epoch = np.full(n, math.inf), np.zeros(n, int)
@@ -71,7 +72,8 @@ class Training:
                 self._watch.epoch(
                     self._places[k], self._curves[k], self._norms(k, self._epoch - 1)
                 )
-            self._active &= [not self._ends(k) for k in range(len(self._jobs))]
+            for k in np.flatnonzero(self._active).tolist():
+                self._active[k] = not self._ends(k)
         if self._kept is not None:
             self._state = self._loop.go_back(self._state, self._kept)
         self._penalize(
@@ -107,22 +109,31 @@ class Training:
         sums, _ = self._evaluate("validation")
         self._append("val_", sums, len(self._problem.y_validation))
 
-    def result(self, k: int, evaluate: Sequence[str], gradients: bool) -> Trained:
-        """What a job left."""
-        kept = self._kept_epoch(k)
+    def results(
+        self, evaluate: Sequence[str], gradients: bool, weights: bool
+    ) -> list[Trained]:
+        """What each job left."""
         names = self._program.names
-        return Trained(
-            curves=self._curves[k],
-            norms=self._all_norms(k),
-            best_epoch=self._first_best(k),
-            kept_epoch=kept,
-            steps=int(self._steps[k]),
-            seconds=float(self._seconds[k]),
-            evaluations={part: self._evaluation(part, k) for part in evaluate},
-            gradients=self._gradients(k) if gradients else None,
-            weights=self._current_weights(k),
-            coefficients=dict(zip(names, self._c[kept][k].tolist(), strict=True)),
-        )
+        evaluations = {part: self._evaluations(part) for part in evaluate}
+        squares = self._gradient_squares() if gradients else None
+        kept_weights = self._current_weights() if weights else None
+        found = []
+        for k in range(len(self._jobs)):
+            kept = self._kept_epoch(k)
+            trained = Trained(
+                curves=self._curves[k],
+                norms=self._all_norms(k),
+                best_epoch=self._first_best(k),
+                kept_epoch=kept,
+                steps=int(self._steps[k]),
+                seconds=float(self._seconds[k]),
+                evaluations={part: of_all[k] for part, of_all in evaluations.items()},
+                gradients=None if squares is None else self._gradients(squares[k]),
+                weights=kept_weights[k] if kept_weights else None,
+                coefficients=dict(zip(names, self._c[kept][k].tolist(), strict=True)),
+            )
+            found.append(trained)
+        return found
 
     def _first_best(self, k: int) -> int:
         """The best epoch, the first if all diverged, 0 without any."""
@@ -166,16 +177,18 @@ class Training:
         # Jobs without patience keep their last weights.
         keep = np.where(stopping, better, self._active)
         if self._epoch == 1 or keep.any():
-            self._kept = self._loop.keep(self._state, keep, self._kept)
+            self._kept = self._loop.keep(self._state, self._mask(keep), self._kept)
 
     def _adapt(self) -> None:
         """The coefficients of the next epoch, of the jobs that learn them."""
         c = self._c[-1]
         names = self._program.names
-        for k in np.flatnonzero(self._active).tolist():
+        adapting = [k for k in np.flatnonzero(self._active) if self._jobs[k].adapt]
+        weights = self._current_weights() if adapting else []
+        for k in adapting:
             adapt = self._jobs[k].adapt
             if adapt is not None:
-                found = adapt(self._epoch, self._current_weights(k))
+                found = adapt(self._epoch, weights[k])
                 c[k] = [found.coefficients.get(name, 0.0) for name in names]
                 for name, value in found.curves.items():
                     self._curves[k].setdefault(name, []).append(value)
@@ -184,17 +197,19 @@ class Training:
     def _penalize(self, c: np.ndarray) -> None:
         """Have the steps read these, where there is anything that changes them."""
         if any(job.adapt is not None for job in self._jobs):
-            self._state = self._loop.penalize(self._state, c.astype(np.float32))
+            rows = self._padded(c.astype(np.float32))
+            self._state = self._loop.penalize(self._state, rows)
 
     def _step(self, data: Data, chosen: np.ndarray) -> tuple[Any, Any]:
         self._state, sums, squares = self._loop.step(
-            self._state, data, self._some(chosen), self._active
+            self._state, data, self._some(chosen), self._mask(self._active)
         )
         return sums, squares
 
     def _many(self, data: Data, order: np.ndarray, start: int, stop: int) -> Any:
         """Steps in calls short enough for Ctrl-C to be answered."""
         total: Any = 0.0
+        order, active = self._some(order), self._mask(self._active)
         while start < stop:
             pace = self._program.seconds_per_step
             # Before the first measurement few steps at once, and waited for.
@@ -202,7 +217,7 @@ class Training:
             end = min(start + n, stop)
             clock = time.perf_counter()
             self._state, sums = self._loop.steps(
-                self._state, data, self._some(order), (start, end), self._active
+                self._state, data, order, (start, end), active
             )
             total = total + sums
             self._watch.tick()
@@ -215,12 +230,20 @@ class Training:
 
     def _some(self, array: np.ndarray) -> np.ndarray:
         """An array with a row for each job, as the loop takes it."""
-        return array if self._program.batched else array[0]
+        return self._padded(array) if self._program.batched else array[0]
+
+    def _padded(self, array: np.ndarray) -> np.ndarray:
+        """With the last row again for each row of the state that trains no job."""
+        return np.concatenate([array, *[array[-1:]] * self._idle])
+
+    def _mask(self, jobs: np.ndarray) -> np.ndarray:
+        """Which rows of the state these jobs are."""
+        return np.append(jobs, np.zeros(self._idle, bool))
 
     def _each(self, tensor: Any) -> np.ndarray:
         """A result with a row for each job."""
         found = self._loop.fetch(tensor)
-        return found if self._program.batched else found[None]
+        return found[: len(self._jobs)] if self._program.batched else found[None]
 
     def _evaluate(self, part: str) -> tuple[np.ndarray, list[Any]]:
         data = self._program.put(self._problem, part)
@@ -233,23 +256,28 @@ class Training:
             outputs.append(output)
         return self._each(total), outputs
 
-    def _evaluation(self, part: str, k: int) -> Evaluation:
+    def _evaluations(self, part: str) -> list[Evaluation]:
         sums, outputs = self._evaluate(part)
         n = len(getattr(self._problem, f"y_{part}"))
-        loss, penalty, right = (float(value) / n for value in sums[k])
-        return Evaluation(
-            data_loss=loss,
-            penalty=penalty,
-            accuracy=None if self._program.right is None else right,
-            outputs=np.concatenate([self._each(output)[k] for output in outputs]),
-        )
+        each = np.concatenate([self._each(output) for output in outputs], axis=1)
+        return [
+            Evaluation(
+                data_loss=float(loss),
+                penalty=float(penalty),
+                accuracy=None if self._program.right is None else float(right),
+                outputs=each[k],
+            )
+            for k, (loss, penalty, right) in enumerate(sums.astype(np.float64) / n)
+        ]
 
-    def _gradients(self, k: int) -> Gradients:
+    def _gradient_squares(self) -> np.ndarray:
         data = self._program.put(self._problem, "train")
         n = min(EVALUATION_BATCH, len(self._problem.y_train))
         chosen = np.arange(n, dtype=np.int32)
-        found = self._loop.gradient_squares(self._state, data, chosen)
-        weights, gradients = np.sqrt(self._each(found)[k].astype(np.float64)).tolist()
+        return self._each(self._loop.gradient_squares(self._state, data, chosen))
+
+    def _gradients(self, squares: np.ndarray) -> Gradients:
+        weights, gradients = np.sqrt(squares.astype(np.float64)).tolist()
         names = self._program.names
         return Gradients(
             dict(zip(names, weights, strict=True)),
@@ -284,9 +312,10 @@ class Training:
             if (names := self._program.names) and epochs
         }
 
-    def _current_weights(self, k: int) -> list[np.ndarray]:
+    def _current_weights(self) -> list[list[np.ndarray]]:
+        """Of each job, fetched from the device once for all."""
         network = self._program.network
         variables = (*network.trainable_variables, *network.non_trainable_variables)
-        values = self._loop.weights(self._state)[k]
-        found = {id(v): value for v, value in zip(variables, values, strict=True)}
-        return [found[id(v)] for v in self._program.weights]
+        place = {id(v): i for i, v in enumerate(variables)}
+        places = [place[id(v)] for v in self._program.weights]
+        return [[row[i] for i in places] for row in self._loop.weights(self._state)]
