@@ -30,9 +30,11 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from atlas_cells import Cell, choose, make_architecture
+import measure
+from atlas_cells import SEEDS, Cell, choose, make_architecture
 
 from keras_scaled_l2.experiments import plane
+from keras_scaled_l2.experiments.plan import DEFAULT_MEMORY
 from keras_scaled_l2.experiments.plane import half_decades, next_points
 
 FOLDER = pathlib.Path(__file__).parent / "atlas"
@@ -67,8 +69,10 @@ class Point(NamedTuple):
 class Trainer:
     """Trains the points of cells; what is compiled and read serves later cells."""
 
-    def __init__(self, folders: Mapping[str, str | None]) -> None:
-        self._folders = folders
+    def __init__(
+        self, folders: Mapping[str, str | None], memory: float = DEFAULT_MEMORY
+    ) -> None:
+        self._folders, self._memory = folders, int(memory * 2**30)
         self._sources: dict[tuple[Any, ...], Any] = {}
         self._problems: dict[tuple[Any, ...], Any] = {}
         self._engines: dict[tuple[Any, ...], Any] = {}
@@ -109,7 +113,7 @@ class Trainer:
         key = (cell.architecture, cell.size, cell.optimizer, problem.x_train.shape[1:])
         if key not in self._engines:
             # One at a time: their weights would add up.
-            self._engines = {key: _engine(cell, problem)}
+            self._engines = {key: _engine(cell, problem, self._memory)}
         return self._engines[key]
 
     def train(self, cell: Cell, points: list[Point]) -> Iterator[tuple[Point, Any]]:
@@ -143,7 +147,7 @@ class Trainer:
                 yield chosen[place], _record(trained)
 
 
-def _engine(cell: Cell, problem: Any) -> tuple[Any, Any, list[str]]:
+def _engine(cell: Cell, problem: Any, memory: int) -> tuple[Any, Any, list[str]]:
     import keras
 
     from keras_scaled_l2.experiments.engine import Engine
@@ -157,8 +161,7 @@ def _engine(cell: Cell, problem: Any) -> tuple[Any, Any, list[str]]:
             optimizer = keras.optimizers.Adam(0.001)
         return make_parts(architecture.build(0), optimizer, drops=True)
 
-    engine = Engine(parts, problem=problem, batch_size=BATCH_SIZE)
-    engine.warm_up(problem)
+    engine = Engine(parts, problem=problem, batch_size=BATCH_SIZE, memory=memory)
     return engine, architecture, engine.names
 
 
@@ -203,8 +206,16 @@ def write(
     write_text(path, f'{text[:-2]},\n "rows": [\n{body}\n ]\n}}\n')
 
 
-def _rounded(value: float) -> float:
-    return value if isinstance(value, int) else float(f"{value:.6g}")
+def _devices(before: str | None, now: str | None) -> str | None:
+    """A cell that went on elsewhere says so."""
+    if before is None or now is None or now in before:
+        return before or now
+    return f"{before}; {now}"
+
+
+def _rounded(value: float | None) -> float | None:
+    # None: read from a file, where a training had diverged.
+    return value if value is None or isinstance(value, int) else float(f"{value:.6g}")
 
 
 def train_cell(trainer: Trainer, cell: Cell, command: str, until: float) -> bool:
@@ -217,8 +228,9 @@ def train_cell(trainer: Trainer, cell: Cell, command: str, until: float) -> bool
 
     def save(*, finished: bool) -> float:
         now = time.perf_counter()
-        head = _head(trainer, cell, command, now - start, finished=finished)
-        write(path, head, records)
+        new = _head(trainer, cell, command, now - start, finished=finished)
+        new["device"] = _devices(head.get("device"), new.get("device"))
+        write(path, new, records)
         return now
 
     while points := lacking(cell, records):
@@ -264,12 +276,13 @@ def _head(
         "penalized": len(penalized),
         "epochs": EPOCHS[cell.problem],
         "batch_size": BATCH_SIZE,
-        "seeds": cell.seeds,
+        "seeds": SEEDS,
         "sets": trainer.problem(cell, 0).samples,
         "command": f"{command} --cells {cell.name}",
         "backend": keras.backend.backend(),
         "versions": versions(),
-        "device": f"{platform.machine()} processor, {platform.system()}",
+        "device": measure.accelerator()
+        or f"{platform.machine()} processor, {platform.system()}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seconds": round(seconds, 1),
     }
@@ -285,6 +298,12 @@ def main() -> int:
     add("--budget-minutes", type=float, default=math.inf, help="then stop")
     add("--mnist", help="folder with MNIST's IDX files")
     add("--fashion-mnist", help="folder with Fashion-MNIST's IDX files")
+    add(
+        "--memory",
+        type=float,
+        default=DEFAULT_MEMORY,
+        help="GB that trainings side by side may take (%(default)g)",
+    )
     arguments = parser.parse_args()
     chosen = choose(arguments.cells)
     if arguments.list:
@@ -297,8 +316,10 @@ def main() -> int:
         atlas_tables.main()
         return 0
     FOLDER.mkdir(exist_ok=True)
+    _full_precision()
     trainer = Trainer(
-        {"mnist": arguments.mnist, "fashion_mnist": arguments.fashion_mnist}
+        {"mnist": arguments.mnist, "fashion_mnist": arguments.fashion_mnist},
+        arguments.memory,
     )
     until = time.time() + 60 * arguments.budget_minutes
     command = shlex.join(["python", "benchmarks/atlas.py"])
@@ -307,6 +328,16 @@ def main() -> int:
             print("the budget is spent: the same command goes on", file=sys.stderr)
             return 1
     return 0
+
+
+def _full_precision() -> None:
+    """No TF32, so that cells of a GPU and of a processor may stand in one table."""
+    import keras
+
+    if keras.backend.backend() == "jax" and measure.accelerator():
+        import jax
+
+        jax.config.update("jax_default_matmul_precision", "highest")
 
 
 def _state(cell: Cell) -> str:

@@ -13,6 +13,7 @@ from keras_scaled_l2.experiments.plane import Plane
 SIZES = (20_000, 70_000, 200_000, 670_000, 2_100_000, 6_600_000, 20_000_000)
 FAMILIES = {"conv": (6_800, 27_000, 105_000), "residual": (5_500, 21_500, 85_000)}
 """Sizes of the networks that are not dense: whole widths, each twice the one before."""
+SEEDS = 5
 LARGE = 150_000
 """From here on one seed screens, not two."""
 CRITERIA = ("loss", "accuracy", "last_loss")
@@ -38,11 +39,6 @@ class Cell:
         return "-".join(map(str, (*parts, self.architecture, self.size)))
 
     @property
-    def seeds(self) -> int:
-        """Seeds at each strength."""
-        return 3 if self.size >= SIZES[-1] else 5
-
-    @property
     def coarse_seeds(self) -> int:
         """Seeds that screen."""
         return 1 if self.size >= LARGE else 2
@@ -52,7 +48,7 @@ class Cell:
         given: dict[str, Any] = {
             "rates": plane.RATES[self.optimizer],
             "rate_bounds": plane.RATE_BOUNDS[self.optimizer],
-            "seeds": self.seeds,
+            "seeds": SEEDS,
             "screening": self.coarse_seeds,
             "criteria": CRITERIA,
         }

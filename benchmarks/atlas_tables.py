@@ -8,6 +8,7 @@ here from the JSON files of the finished cells, and so are the figures beside it
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -236,11 +237,15 @@ def _measured(results: Sequence[Result]) -> str:
     trainings = sum(len(r.l2) + len(r.dropout) for r in results)
     hours = sum(r.head["seconds"] for r in results) / 3600
     dates = sorted({r.head["date"] for r in results})
+    devices = collections.Counter(
+        device for r in results for device in r.head["device"].split("; ")
+    )
+    cells_on = ", ".join(f"{n} on {name}" for name, n in devices.most_common())
     lines = [
         f"- {len(results)} cells of {len(everything)} that the plan has are "
-        f"finished: {trainings:,} trainings, {hours:.1f} hours on "
-        f"{' and '.join(sorted({r.head['device'] for r in results}))} that others "
-        f"used as well ({', '.join(dates)})."
+        f"finished: {trainings:,} trainings, {hours:.1f} hours on machines that others "
+        f"used as well ({', '.join(dates)}).",
+        f"- Cells with trainings on each device: {cells_on}.",
     ]
     for group, cells in groups(results).items():
         sizes = ", ".join(f"{r.weights:,}" for r in cells)

@@ -120,6 +120,25 @@ def test_cell_that_was_killed_goes_on(benchmarks, tmp_path, monkeypatch):
     assert {p.rate for p in asked} > set(RATES["sgd"])
 
 
+def test_cell_with_a_diverged_training_is_written_as_it_was_read(benchmarks, tmp_path):
+    atlas = benchmarks[0]
+    point = atlas.Point("l2", None, 0, 0)
+    record = dict.fromkeys(atlas.COLUMNS[4:], 0.5) | {"loss": math.inf, "best_epoch": 1}
+    path, again = tmp_path / "a.json", tmp_path / "b.json"
+    atlas.write(path, {"seeds": 5}, {point: record})
+    head, records = atlas.read(path)
+    assert records[point]["loss"] is None
+    del head["columns"]
+    atlas.write(again, head, records)
+    assert again.read_text() == path.read_text()
+
+
+def test_cell_that_went_on_elsewhere_names_both_devices(benchmarks):
+    devices = benchmarks[0]._devices
+    assert devices(None, "a") == devices("a", "a") == "a"
+    assert devices("a", "b") == devices("a; b", "b") == "a; b"
+
+
 def test_minutes_of_a_round_are_kept_when_it_is_killed(
     benchmarks, tmp_path, monkeypatch
 ):
