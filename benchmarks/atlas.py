@@ -30,6 +30,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import filelock
 import measure
 from atlas_cells import SEEDS, Cell, choose, make_architecture
 
@@ -219,8 +220,19 @@ def _rounded(value: float | None) -> float | None:
 
 
 def train_cell(trainer: Trainer, cell: Cell, command: str, until: float) -> bool:
-    """Train what a cell lacks; whether it is finished."""
+    """Train what a cell lacks, unless another process does; whether to go on."""
     path = FOLDER / f"{cell.name}.json"
+    try:
+        with filelock.FileLock(path.with_suffix(".lock"), timeout=0):
+            return _train_cell(trainer, cell, path, command, until)
+    except filelock.Timeout:
+        print(f"{cell.name}: another process trains it", file=sys.stderr)
+        return True
+
+
+def _train_cell(
+    trainer: Trainer, cell: Cell, path: pathlib.Path, command: str, until: float
+) -> bool:
     head, records = read(path) if path.exists() else ({}, {})
     if head.get("finished"):
         return True

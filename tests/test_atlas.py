@@ -5,6 +5,7 @@ import pathlib
 import sys
 import types
 
+import filelock
 import numpy as np
 import pytest
 
@@ -118,6 +119,17 @@ def test_cell_that_was_killed_goes_on(benchmarks, tmp_path, monkeypatch):
     head, records = atlas.read(tmp_path / f"{cell.name}.json")
     assert (head["finished"], set(records)) == (True, set(asked))
     assert {p.rate for p in asked} > set(RATES["sgd"])
+
+
+def test_cell_that_another_process_trains_is_left_to_it(
+    benchmarks, tmp_path, monkeypatch, capsys
+):
+    atlas, asked = benchmarks[0], []
+    cell, trainer = made_up(atlas, tmp_path, monkeypatch, asked)
+    with filelock.FileLock(tmp_path / f"{cell.name}.lock"):
+        assert atlas.train_cell(trainer, cell, "", until=math.inf)
+    assert not asked
+    assert "another process trains it" in capsys.readouterr().err
 
 
 def test_cell_with_a_diverged_training_is_written_as_it_was_read(benchmarks, tmp_path):
