@@ -40,7 +40,7 @@ class Engine:
     - one, for larger networks, which keep all cores busy, and on PyTorch, whose loop
       runs in Python.
 
-    A job's numbers do not depend on what trains beside it.
+    A job's numbers do not depend on what trains beside it, in a batch but for rounding.
 
     Args:
         make: Makes a network with its optimizer. Called once, or for each thread where
