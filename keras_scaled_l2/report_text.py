@@ -175,7 +175,7 @@ def _cost(report: CostRecord) -> str:
     )
     if report.gradient_ratio is not None:
         line += (
-            f"\nPull of the penalty on all penalized weights: "
+            f"\nPenalty gradient of all penalized weights: "
             f"{report.gradient_ratio:.2g} times the data gradient."
         )
     return line

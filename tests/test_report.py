@@ -215,6 +215,37 @@ def test_report_of_a_custom_compute_loss_is_of_that_loss():
     assert report.cost["data"] == pytest.approx(3 * cost + 1, rel=1e-5)
 
 
+def test_weight_that_the_loss_does_not_reach_has_a_penalty_and_no_ratio():
+    class Half(keras.Model):
+        def __init__(self):
+            super().__init__()
+            rule = keras.regularizers.L2(0.1)
+            self.used = layers.Dense(3, kernel_regularizer=rule)
+            self.unused = layers.Dense(2, kernel_regularizer=rule)
+
+        def build(self, shape):
+            self.used.build(shape)
+            self.unused.build(shape)
+
+        def call(self, inputs):
+            return self.used(inputs)
+
+    model = Half()
+    model.build((None, 4))
+    model.compile("sgd", "mse")
+    x, y = np.ones((8, 4), "float32"), np.ones((8, 3), "float32")
+    report = cost_report(model, x, y)
+    used, unused = report.weights
+    w = numpy64(model.used.kernel)
+    error = x @ w - y
+    data = np.linalg.norm(x.T @ (2 * error / error.size))
+    ratio = 0.2 * np.linalg.norm(w) / data
+    assert used.gradient_ratio == pytest.approx(ratio, rel=1e-5)
+    assert unused.gradient_ratio is None
+    squares = np.sum(numpy64(model.unused.kernel) ** 2)
+    assert unused.penalty == pytest.approx(0.1 * squares, rel=1e-6)
+
+
 def test_report_of_other_regularizers_has_their_penalty_and_no_coefficient():
     model = network(keras.regularizers.L1(0.5), keras.regularizers.L1L2(0.0, 0.25))
     report = cost_report(model, X, Y)
