@@ -124,6 +124,8 @@ def _legend(figure: Any, results: Sequence[Result]) -> None:
     for architecture in dict.fromkeys(g[4] for g in groups(results)):
         marker, label = MARKERS[architecture], f"clean, {architecture}"
         handles.append(Line2D([], [], **gray, marker=marker, linestyle="", label=label))
+    # One row of all would be wider than the figure, and cut off.
+    columns = -(-len(handles) // 2)
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False
     )
