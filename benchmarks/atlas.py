@@ -209,7 +209,7 @@ def write(
 
 def _devices(before: str | None, now: str | None) -> str | None:
     """A cell that went on elsewhere says so."""
-    if before is None or now is None or now in before:
+    if before is None or now is None or now in before.split("; "):
         return before or now
     return f"{before}; {now}"
 

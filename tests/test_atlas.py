@@ -149,6 +149,8 @@ def test_cell_that_went_on_elsewhere_names_both_devices(benchmarks):
     devices = benchmarks[0]._devices
     assert devices(None, "a") == devices("a", "a") == "a"
     assert devices("a", "b") == devices("a; b", "b") == "a; b"
+    # A name within another's is another device.
+    assert devices("NVIDIA H200", "NVIDIA H20") == "NVIDIA H200; NVIDIA H20"
 
 
 def test_minutes_of_a_round_are_kept_when_it_is_killed(

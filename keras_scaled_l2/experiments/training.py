@@ -183,15 +183,14 @@ class Training:
         """The coefficients of the next epoch, of the jobs that learn them."""
         c = self._c[-1]
         names = self._program.names
-        adapting = [k for k in np.flatnonzero(self._active) if self._jobs[k].adapt]
-        weights = self._current_weights() if adapting else []
-        for k in adapting:
-            adapt = self._jobs[k].adapt
-            if adapt is not None:
-                found = adapt(self._epoch, weights[k])
-                c[k] = [found.coefficients.get(name, 0.0) for name in names]
-                for name, value in found.curves.items():
-                    self._curves[k].setdefault(name, []).append(value)
+        active = {k: self._jobs[k].adapt for k in np.flatnonzero(self._active).tolist()}
+        adapts = {k: adapt for k, adapt in active.items() if adapt is not None}
+        weights = self._current_weights() if adapts else []
+        for k, adapt in adapts.items():
+            found = adapt(self._epoch, weights[k])
+            c[k] = [found.coefficients.get(name, 0.0) for name in names]
+            for name, value in found.curves.items():
+                self._curves[k].setdefault(name, []).append(value)
         self._penalize(c)
 
     def _penalize(self, c: np.ndarray) -> None:
