@@ -32,6 +32,7 @@ reaches_weights = _BACKEND.reaches_weights
 runs_in_xla = _BACKEND.runs_in_xla
 squared_norms = _BACKEND.squared_norms
 to_numpy = _BACKEND.to_numpy
+uniform = _BACKEND.uniform
 value_and_slopes = _BACKEND.value_and_slopes
 whole_gradient = _BACKEND.whole_gradient
 
@@ -55,6 +56,7 @@ __all__ = [
     "strategy_scope",
     "sum_of_squares",
     "to_numpy",
+    "uniform",
     "value_and_slopes",
     "whole_gradient",
 ]

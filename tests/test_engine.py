@@ -193,15 +193,23 @@ def same(one, other):
 
 @pytest.mark.parametrize("drops", [False, True])
 def test_job_leaves_nothing_behind_for_the_next(drops):
-    problem = make_problem()
-    engine = shared_engine(drops=drops, optimizer="adam", decays=True)
+    problem, options = make_problem(), {"optimizer": "adam", "decays": True}
+    engine = shared_engine(drops=drops, **options)
     c = dict.fromkeys(engine.names, 0.05)
-    one = job(problem, c, dropout=0.5 * drops)
-    first = train(engine, one)
-    options = {"seed": 7, "epochs": 3, "learning_rate": 0.3, "weight_decay": 0.1}
-    other = train(engine, job(problem, initial=start(problem, 7), **options))
-    assert same(train(engine, one), first)
-    assert not same(other, first)
+    changed = {"seed": 7, "epochs": 3, "learning_rate": 0.3, "weight_decay": 0.1}
+    jobs = [
+        job(problem, c, dropout=0.5 * drops),
+        job(problem, c),
+        job(problem, initial=start(problem, 7), **changed),
+    ]
+    first = [train(engine, one) for one in jobs]
+    assert not same(first[0], first[2])
+    assert same(first[0], first[1]) is not drops
+    # From the last to the first: then others can have left something behind.
+    engine = make_engine(problem, drops=drops, **options)
+    for one, expected in zip(jobs[::-1], first[::-1], strict=True):
+        assert same(train(engine, one), expected)
+    assert same(train(engine, jobs[2]), first[2])
 
 
 def test_zero_of_anything_equals_nothing_exactly():
@@ -303,7 +311,7 @@ def test_one_program_serves_all_jobs():
         )
     ]
     train(engine, *jobs, **measured)
-    # Torch traces nothing: there the layers themselves run at every step.
+    # Torch records training steps alone: layers themselves evaluate.
     assert (len(calls) == traced) is (BACKEND != "torch")
 
 
@@ -658,3 +666,55 @@ if BACKEND == "tensorflow":
         assert asked == {expected}
         loop.side_by_side = False  # on a GPU XLA has the same kernels
         assert loop.is_faster_in_xla(data)
+
+
+if BACKEND == "torch":
+
+    class LooksAtNumbers(L.Layer):
+        """Reads a number in Python."""
+
+        def call(self, inputs):
+            return inputs if float(keras.ops.sum(inputs)) > 0 else 2.0 * inputs
+
+    class CountsCalls(L.Layer):
+        """Follows a number in Python."""
+
+        count = 0
+
+        def call(self, inputs):
+            self.count += 1
+            return inputs * (1.0 + self.count % 2)
+
+    def engine_and_loop(*layers):
+        network = sequential((4,), L.Dense(5, "relu"), *layers)
+        initial = initial_weights(network)
+        problem = make_problem()
+        engine = make_engine(problem, network, drops=True)
+        options = {"initial": initial, "epochs": 5, "dropout": 0.2}
+        c = dict.fromkeys(engine.names, 0.01)
+        return engine, engine._first.loop, job(problem, c, **options)
+
+    def test_recorded_steps_equal_those_of_the_layers_to_the_bit(monkeypatch):
+        engine, loop, a_job = engine_and_loop(L.BatchNormalization(), L.Dropout(0.3))
+        recorded = train(engine, a_job)
+        # 24 and 6 examples are 3 steps of one kind and 1 of another.
+        assert len(loop._recorded) == 2
+        assert loop._training_pass not in loop._recorded.values()
+        monkeypatch.setattr(loop, "_record", lambda tensors: loop._training_pass)
+        loop._recorded.clear()
+        layers = train(engine, a_job)
+        assert layers.curves == recorded.curves
+        assert layers.norms == recorded.norms
+        for one, other in zip(layers.weights, recorded.weights, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    @pytest.mark.parametrize("layer", [LooksAtNumbers, CountsCalls])
+    def test_what_python_decides_is_not_recorded(layer):
+        engine, loop, a_job = engine_and_loop(layer())
+        train(engine, a_job)
+        assert set(loop._recorded.values()) == {loop._training_pass}
+
+    def test_recording_draws_no_random_numbers():
+        engine, _, a_job = engine_and_loop(L.BatchNormalization(), L.Dropout(0.3))
+        first, again = train(engine, a_job), train(engine, a_job)
+        assert first.curves == again.curves

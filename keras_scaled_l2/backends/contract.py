@@ -161,6 +161,9 @@ class Backend(Protocol):
     def is_known_zero(self, variable: keras.Variable) -> bool:
         """Whether a number is 0 for certain; only where reading it costs nothing."""
 
+    def uniform(self, shape: Sequence[int], seed: keras.random.SeedGenerator) -> Tensor:
+        """Random numbers in [0, 1) as float32, others at each call."""
+
     def whole_gradient(self, gradient: Tensor) -> Tensor:
         """A gradient as one dense tensor, summed over replicas."""
 

@@ -22,6 +22,7 @@ from keras_scaled_l2.backends.plain import (
     runs_in_xla,
     sum_of_squares,
     to_numpy,
+    uniform,
     whole_gradient,
 )
 from keras_scaled_l2.handles import Handle, shadow
@@ -43,6 +44,7 @@ __all__ = [
     "squared_norms",
     "sum_of_squares",
     "to_numpy",
+    "uniform",
     "value_and_slopes",
     "whole_gradient",
 ]

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from keras import ops
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from keras_scaled_l2.backends.loop import Data, Trainee, Values
+
+_LOCK = threading.Lock()
+"""While a pass is recorded, torch's modules are patched for all threads."""
 
 
 class TrainingLoop:
     """See ``backends.loop.TrainingLoop``; a state is the variables themselves.
+
+    Forward and backward pass are recorded once as torch's operations and then called
+    without Keras's layers and without autograd, whose Python takes longer than the
+    operations of a small network. What cannot be recorded runs as it is.
 
     Args:
         trainee: What to train.
@@ -33,7 +43,10 @@ class TrainingLoop:
         self._trainable = list(network.trainable_variables)
         self._other = list(network.non_trainable_variables)
         self._coefficients: list[float] = []
+        self._c = torch.zeros(0)
         self._decay = 0.0
+        self._zeros: tuple[bool, ...] = ()
+        self._recorded: dict[Any, Callable[..., Any]] = {}
 
     def put(self, x: np.ndarray, y: np.ndarray) -> Data:
         """Bring data to the device."""
@@ -50,16 +63,22 @@ class TrainingLoop:
         values = [*job.trainable, *job.other, *job.optimizer]
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
-        self._coefficients = [float(c) for c in job.coefficients]
         self._decay = float(job.decay)
-        return variables
+        # A recorded pass has looked whether a number is 0, as dropout does.
+        self._zeros = tuple(not v.any() for v in job.other if np.size(v) == 1)
+        return self.penalize(variables, job.coefficients[None])
 
     def step(
         self, state: list[Any], data: Data, chosen: np.ndarray, active: np.ndarray
     ) -> tuple[list[Any], Any, Any]:
         """One measured step on the chosen examples."""
-        sums, gradients, weights = self._one_step(*_take(data, chosen), measured=True)
-        return state, sums, torch.stack([weights, self._trainee.squares(gradients)])
+        squares = self._trainee.squares
+        with torch.no_grad():
+            weights = squares(self._weights())
+            sums, gradients = self._one_step(
+                self._values(), data, _index(data, chosen), keeps_gradients=True
+            )
+            return state, sums, torch.stack([weights, squares(gradients)])
 
     def steps(
         self,
@@ -71,22 +90,25 @@ class TrainingLoop:
     ) -> tuple[list[Any], Any]:
         """The steps of a span of an order."""
         total = torch.zeros(3, device=data[0].device)
-        for chosen in order[slice(*span)]:
-            total += self._one_step(*_take(data, chosen))[0]
+        values = self._values()
+        with torch.no_grad():
+            for chosen in _index(data, order[slice(*span)]):
+                total += self._one_step(values, data, chosen)[0]
         return state, total
 
     def evaluate(
         self, state: list[Any], data: Data, chosen: np.ndarray
     ) -> tuple[Any, Any]:
         """Sums and outputs on the chosen examples."""
-        x, y = _take(data, chosen)
+        x, y = _take(data, _index(data, chosen))
         with torch.no_grad():
             loss, outputs = self._forward(x, y, training=False)
-            return self._sums(y, outputs, loss, self._weights()), outputs
+            return self._sums(y, outputs, loss, self._c), outputs
 
     def gradient_squares(self, state: list[Any], data: Data, chosen: np.ndarray) -> Any:
         """Sums of squares of weights and data gradients, without a step."""
-        *_, gradients = self._gradients(*_take(data, chosen), training=False)
+        batch = _take(data, _index(data, chosen))
+        *_, gradients = self._gradients(*batch, training=False)
         squares = self._trainee.squares
         return torch.stack([squares(self._weights()), squares(gradients)])
 
@@ -103,6 +125,7 @@ class TrainingLoop:
     def penalize(self, state: list[Any], coefficients: np.ndarray) -> list[Any]:
         """Take other coefficients from now on."""
         self._coefficients = [float(c) for c in coefficients[0]]
+        self._c = ops.convert_to_tensor(coefficients[0])
         return state
 
     def weights(self, state: list[Any]) -> list[list[np.ndarray]]:
@@ -113,6 +136,9 @@ class TrainingLoop:
     def fetch(self, tensor: Any) -> np.ndarray:
         """A result as a NumPy array."""
         return np.asarray(ops.convert_to_numpy(tensor))
+
+    def _values(self) -> list[Any]:
+        return [v.value for v in (*self._trainable, *self._other)]
 
     def _weights(self) -> list[Any]:
         return [v.value.detach() for v in self._trainable]
@@ -133,41 +159,99 @@ class TrainingLoop:
         return loss.detach(), outputs.detach(), gradients
 
     def _one_step(
-        self, x: Any, y: Any, measured: bool = False
-    ) -> tuple[Any, list[Any], Any]:
-        """``(sums, data gradients, squares of the weights)``; two only if measured."""
+        self, values: list[Any], data: Data, chosen: Any, keeps_gradients: bool = False
+    ) -> tuple[Any, list[Any]]:
+        """Sums and data gradients of a step; the latter only if they are kept."""
         trainee = self._trainee
-        loss, outputs, gradients = self._gradients(x, y, training=True)
-        with torch.no_grad():
-            weights = self._weights()
-            sums = self._sums(y, outputs, loss, weights)
-            squares = trainee.squares(weights) if measured else None
-            # Not in place where the gradient is still to be measured, or is another's.
-            places = {g.data_ptr() for g in gradients}
-            copied = measured or len(places) < len(gradients)
-            add = torch.add if copied else torch.Tensor.add_
-            total = list(gradients)
-            for c, i in zip(self._coefficients, trainee.penalized, strict=True):
-                if c:  # an arm without a penalty need not pay
-                    total[i] = add(gradients[i], weights[i], alpha=2.0 * c)
-            if trainee.decays and self._decay:
-                rate = float(ops.convert_to_numpy(trainee.optimizer.learning_rate))
-                for i in trainee.penalized:
-                    weights[i].mul_(1.0 - self._decay * rate)
-            trainee.optimizer.apply(total, self._trainable)
-        return sums, gradients, squares
+        sums, *gradients = self._pass(values, data, chosen)
+        # Not in place where the gradient is still to be measured, or is another's.
+        places = {g.data_ptr() for g in gradients}
+        copied = keeps_gradients or len(places) < len(gradients)
+        add = torch.add if copied else torch.Tensor.add_
+        total = list(gradients)
+        for c, i in zip(self._coefficients, trainee.penalized, strict=True):
+            if c:  # an arm without a penalty need not pay
+                total[i] = add(gradients[i], values[i], alpha=2.0 * c)
+        if trainee.decays and self._decay:
+            rate = float(ops.convert_to_numpy(trainee.optimizer.learning_rate))
+            for i in trainee.penalized:
+                values[i].mul_(1.0 - self._decay * rate)
+        trainee.optimizer.apply(total, self._trainable)
+        return sums, gradients
 
-    def _sums(self, y: Any, outputs: Any, loss: Any, weights: list[Any]) -> Any:
+    def _pass(self, values: list[Any], data: Data, chosen: Any) -> Any:
+        """Sums of a training step and its data gradients, recorded the first time."""
+        x, y = data
+        kinds = (x.dtype, x.shape[1:], y.dtype, y.shape[1:])
+        key = (len(chosen), any(self._coefficients), self._zeros, kinds)
+        tensors = [*values, x, y, chosen, self._c]
+        if key not in self._recorded:
+            self._recorded[key] = self._record(tensors)
+        return self._recorded[key](*tensors)
+
+    def _training_pass(self, *tensors: Any) -> tuple[Any, ...]:
+        """What is recorded; the variables come first, and layers know them anyway."""
+        *_, x, y, chosen, c = tensors
+        batch = _take((x, y), chosen)
+        with torch.enable_grad():
+            loss, outputs, gradients = self._gradients(*batch, training=True)
+        return self._sums(batch[1], outputs, loss, c), *gradients
+
+    def _record(self, tensors: list[Any]) -> Callable[..., Any]:
+        """The training pass as torch's operations; itself where these do not equal it.
+
+        A layer may read a tensor in Python, draw from a generator of its own, or count
+        its calls: what follows from it would be recorded as it was once.
+        """
+        try:
+            with _LOCK, self._undone():
+                recorded = make_fx(self._training_pass)(*tensors).forward
+        except Exception:  # of whatever a layer does; a fault shows in the pass itself
+            return self._training_pass
+        *fixed, chosen, c = tensors
+        # Other examples, and twice: the second starts where the first left the layers.
+        calls = [tensors, [*fixed, chosen.flip(0), c]]
+        expected, found = (
+            self._left_by(f, calls) for f in (self._training_pass, recorded)
+        )
+        equal = (
+            torch.allclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True)
+            for one, other in zip(expected, found, strict=True)
+        )
+        return recorded if all(equal) else self._training_pass
+
+    def _left_by(self, function: Callable[..., Any], calls: list[Any]) -> list[Any]:
+        """Results of calls and the variables that they change, without a trace."""
+        left = []
+        with self._undone():
+            for tensors in calls:
+                results = [*function(*tensors), *(v.value for v in self._other)]
+                left += [r.detach().double() for r in results]
+        return left
+
+    @contextlib.contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Afterwards the variables and torch's random numbers are as they were."""
+        before = [v.value.detach().clone() for v in self._other]
+        try:
+            with torch.random.fork_rng():
+                yield
+        finally:
+            for variable, value in zip(self._other, before, strict=True):
+                variable.assign(value)
+
+    def _sums(self, y: Any, outputs: Any, loss: Any, c: Any) -> Any:
         trainee = self._trainee
         if not any(self._coefficients):
             nothing = torch.zeros((0,), device=loss.device)
             return trainee.sums(y, outputs, loss, nothing, nothing)
-        squares = trainee.squares(weights)
-        c = torch.tensor(self._coefficients, device=loss.device)
-        return trainee.sums(y, outputs, loss, squares, c)
+        return trainee.sums(y, outputs, loss, trainee.squares(self._weights()), c)
 
 
-def _take(data: Data, chosen: np.ndarray) -> Data:
+def _index(data: Data, chosen: np.ndarray) -> Any:
+    return torch.as_tensor(chosen, device=data[0].device)
+
+
+def _take(data: Data, index: Any) -> Data:
     x, y = data
-    index = torch.as_tensor(chosen, device=x.device)
     return x[index], y[index]

@@ -153,6 +153,11 @@ def is_known_zero(variable: keras.Variable) -> bool:
     return False
 
 
+def uniform(shape: Sequence[int], seed: keras.random.SeedGenerator) -> Tensor:
+    """See ``contract.Backend``."""
+    return keras.random.uniform(shape, dtype="float32", seed=seed)
+
+
 def whole_gradient(gradient: Tensor) -> Tensor:
     """See ``contract.Backend``."""
     return gradient

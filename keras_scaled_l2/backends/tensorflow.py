@@ -21,6 +21,7 @@ from keras_scaled_l2.backends.plain import (
     is_known_zero,
     penalty_line,
     reaches_weights,
+    uniform,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "squared_norms",
     "sum_of_squares",
     "to_numpy",
+    "uniform",
     "value_and_slopes",
     "whole_gradient",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import torch
 from keras import ops
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from keras_scaled_l2.backends import plain
 from keras_scaled_l2.backends.contract import Measure, Tensor
@@ -43,6 +44,7 @@ __all__ = [
     "squared_norms",
     "sum_of_squares",
     "to_numpy",
+    "uniform",
     "value_and_slopes",
     "whole_gradient",
 ]
@@ -153,7 +155,37 @@ def is_known_zero(variable: keras.Variable) -> bool:
     """See ``contract.Backend``."""
     value = variable.value
     # On a GPU reading it would wait for all that went before.
-    return value.device.type == "cpu" and not value.item()
+    if value.device.type != "cpu":
+        return False
+    # A recorded pass (loop_torch.py) is one for numbers that are 0, or are not.
+    with disable_proxy_modes_tracing():
+        return not value.item()
+
+
+def _uniform(seed: Tensor, shape: Sequence[int]) -> Tensor:
+    generator = torch.Generator(seed.device)
+    # As Keras has it: a counter makes the second part another at each call.
+    generator.manual_seed(int(seed.sum()) & 0xFFFFFFFF)
+    return torch.rand(shape, generator=generator, device=seed.device)
+
+
+_OPERATION = torch.library.custom_op(
+    "keras_scaled_l2::uniform",
+    _uniform,
+    mutates_args=(),
+    schema="(Tensor seed, SymInt[] shape) -> Tensor",
+)
+_OPERATION.register_fake(
+    lambda seed, shape: torch.empty(shape, device=seed.device),
+)
+
+
+def uniform(shape: Sequence[int], seed: keras.random.SeedGenerator) -> Tensor:
+    """See ``contract.Backend``.
+
+    An operation of its own, that a recorded pass (loop_torch.py) calls anew each time.
+    """
+    return _OPERATION(seed.next(), shape)
 
 
 def loss_gradients(

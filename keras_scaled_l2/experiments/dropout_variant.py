@@ -27,7 +27,7 @@ from keras_scaled_l2.experiments.graph import (
 )
 from keras_scaled_l2.experiments.naming import every_layer
 from keras_scaled_l2.experiments.rebuilding import Call
-from keras_scaled_l2.gradients import is_known_zero
+from keras_scaled_l2.gradients import is_known_zero, uniform
 
 Where = Callable[[keras.Layer], bool] | Collection[keras.Layer]
 """A predicate on layers, or a collection of layers."""
@@ -78,9 +78,7 @@ class VariableDropout(keras.layers.Layer):
             return inputs
         rate = keras.ops.convert_to_tensor(self.rate)
         # Uniform in [0, 1): at rate 0 everything is kept, and divided by exactly 1.
-        draws = keras.random.uniform(
-            keras.ops.shape(inputs), dtype="float32", seed=self.seed_generator
-        )
+        draws = uniform(keras.ops.shape(inputs), self.seed_generator)
         # One product to differentiate: torch works through each operation by itself.
         kept = keras.ops.cast(draws >= rate, inputs.dtype)
         return inputs * (kept / keras.ops.cast(1.0 - rate, inputs.dtype))
