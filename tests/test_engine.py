@@ -1,6 +1,7 @@
 """The engine: what Keras's fit computes, by one program, for any number of jobs."""
 
 import dataclasses
+import functools
 import threading
 
 import keras
@@ -708,7 +709,9 @@ if BACKEND == "torch":
         for one, other in zip(layers.weights, recorded.weights, strict=True):
             np.testing.assert_array_equal(one, other)
 
-    @pytest.mark.parametrize("layer", [LooksAtNumbers, CountsCalls])
+    @pytest.mark.parametrize(
+        "layer", [LooksAtNumbers, CountsCalls, functools.partial(L.GaussianNoise, 0.5)]
+    )
     def test_what_python_decides_is_not_recorded(layer):
         engine, loop, a_job = engine_and_loop(layer())
         train(engine, a_job)
