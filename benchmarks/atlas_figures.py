@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from atlas_tables import (
+from atlas_results import (
     HALF_LIFE,
     POWERS,
     PROBLEMS,
@@ -20,6 +20,8 @@ from keras_scaled_l2.experiments.results.scaling import optimum
 COLORS = {"mnist": "#0072b2", "fashion_mnist": "#d55e00", "mnist1d": "#00664d"}
 STYLES = {"sgd": "-", "adam": "--"}
 MARKERS = {"dense": "o", "conv": "s", "residual": "D"}
+FEW = 1000
+"""Examples of most groups; those of others are drawn paler."""
 PANELS = {0.0: "clean labels", 0.2: "20 % wrong labels"}
 
 
@@ -41,11 +43,12 @@ def _figure(columns: int) -> tuple[Any, Any]:
 
 
 def _line(group: tuple[Any, ...]) -> dict[str, Any]:
-    problem, _, noise, optimizer, architecture = group
+    problem, examples, noise, optimizer, architecture = group
     return {
         "color": COLORS[problem],
         "linestyle": STYLES[optimizer],
         "marker": "x" if noise else MARKERS[architecture],
+        "alpha": 1.0 if examples == FEW else 0.45,
         "markersize": 4,
         "linewidth": 1.2,
     }
@@ -124,6 +127,9 @@ def _legend(figure: Any, results: Sequence[Result]) -> None:
     for architecture in dict.fromkeys(g[4] for g in groups(results)):
         marker, label = MARKERS[architecture], f"clean, {architecture}"
         handles.append(Line2D([], [], **gray, marker=marker, linestyle="", label=label))
+    if any(g[1] != FEW for g in groups(results)):
+        pale = Line2D([], [], **gray, alpha=0.45, label="pale: 10,000 examples")
+        handles.append(pale)
     # One row of all would be wider than the figure, and cut off.
     columns = -(-len(handles) // 2)
     figure.legend(

@@ -75,6 +75,33 @@ def test_half_life_kept_is_another_c_where_the_learning_rate_moves(benchmarks, r
     assert regret == pytest.approx(kept / best - 1, rel=0.01)
 
 
+def test_regrets_with_more_examples_are_those_of_the_rows(benchmarks, results):
+    # By hand: ten times the examples, c kept and a tenth of it.
+    import atlas_examples
+
+    names = ("mnist", 0.2, "sgd", "dense")
+    pair = next(
+        p
+        for p in atlas_examples.pairs(results)
+        if (p.few.group[0], *p.few.group[2:]) == names
+    )
+    assert [r.head["examples"] for r in pair[:2]] == [1000, 10_000]
+    assert pair.few.weights == pair.many.weights == 19_690
+    assert [r.best_place(r.l2, "loss") for r in pair[:2]] == [-4, -6]
+    kept, root, tenth = (
+        np.mean([*pair.many.column(pair.many.l2, k, "loss")[0].values()])
+        for k in (-4, -5, -6)
+    )
+    for rule, loss in (("plain", kept), ("square root of m", root)):
+        assert pair.regrets[rule].value == pytest.approx(loss / tenth - 1, rel=0.05)
+    assert pair.regrets["SampleL2"].value == 0.0
+    # One over the difference of the logarithms of the sizes, which is 1.
+    few, many = (
+        benchmarks[1].optimum(r.sweep("loss")).value for r in (pair.few, pair.many)
+    )
+    assert pair.slope.value == pytest.approx(np.log10(many / few), rel=1e-6)
+
+
 def test_finished_cells_lack_nothing(benchmarks):
     atlas, _, atlas_cells = benchmarks
     cells = {cell.name: cell for cell in atlas_cells.cells()}
@@ -194,7 +221,7 @@ def test_suggest_names_the_sizes_that_every_group_of_the_atlas_has(benchmarks, r
     found = [
         {round(r.weights, -4) for r in cells}
         for group, cells in benchmarks[1].groups(results).items()
-        if group[3:] == ("sgd", "dense")
+        if (group[1], *group[3:]) == (1000, "sgd", "dense")
     ]
     shared = set.intersection(*found)
     assert len(found) == 6
