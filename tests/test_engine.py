@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import threading
+import types
 
 import keras
 import numpy as np
@@ -670,12 +671,9 @@ if BACKEND == "tensorflow":
 
 
 if BACKEND == "torch":
+    import torch
 
-    class LooksAtNumbers(L.Layer):
-        """Reads a number in Python."""
-
-        def call(self, inputs):
-            return inputs if float(keras.ops.sum(inputs)) > 0 else 2.0 * inputs
+    from keras_scaled_l2.backends import loop_torch
 
     class CountsCalls(L.Layer):
         """Follows a number in Python."""
@@ -685,6 +683,9 @@ if BACKEND == "torch":
         def call(self, inputs):
             self.count += 1
             return inputs * (1.0 + self.count % 2)
+
+    def doubled(x):
+        return 2.0 * x
 
     def engine_and_loop(*layers):
         network = sequential((4,), L.Dense(5, "relu"), *layers)
@@ -710,10 +711,42 @@ if BACKEND == "torch":
             np.testing.assert_array_equal(one, other)
 
     @pytest.mark.parametrize(
-        "layer", [LooksAtNumbers, CountsCalls, functools.partial(L.GaussianNoise, 0.5)]
+        "layer",
+        [
+            CountsCalls,
+            functools.partial(L.Lambda, doubled),
+            functools.partial(L.Lambda, lambda x: 2.0 * x),
+            functools.partial(L.Dense, 3, activation=doubled),
+            functools.partial(L.TorchModuleWrapper, torch.nn.BatchNorm1d(5)),
+            # Loops in Python, and a generator that is seeded there.
+            lambda: keras.Sequential([L.Reshape((5, 1)), L.Bidirectional(L.GRU(2))]),
+            functools.partial(L.GaussianNoise, 0.5),
+        ],
     )
-    def test_what_python_decides_is_not_recorded(layer):
-        engine, loop, a_job = engine_and_loop(layer())
+    def test_only_keras_s_own_layers_are_recorded(layer):
+        network = sequential((4,), L.Dense(5, "relu"), layer())
+        problem = make_problem()
+        engine = make_engine(problem, network)
+        train(engine, job(problem, initial=initial_weights(network)))
+        loop = engine._first.loop
+        assert set(loop._recorded.values()) == {loop._training_pass}
+
+    @pytest.mark.parametrize("fault", ["other numbers", "error"])
+    def test_recording_that_does_not_equal_the_layers_is_not_used(fault, monkeypatch):
+        engine, loop, a_job = engine_and_loop(L.BatchNormalization())
+
+        def forward(*tensors):
+            if fault == "error":
+                raise RuntimeError("shape mismatch")
+            sums, first, *rest = loop._training_pass(*tensors)
+            return sums, 1.01 * first, *rest
+
+        def make_fx(function):
+            nodes = types.SimpleNamespace(nodes=[])
+            made = types.SimpleNamespace(graph=nodes, forward=forward)
+            return lambda *tensors: made
+
+        monkeypatch.setattr(loop_torch, "make_fx", make_fx)
         train(engine, a_job)
         assert set(loop._recorded.values()) == {loop._training_pass}
 

@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import torch
 from keras import ops
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.backends.loop import Data, Trainee, Values
 
 _LOCK = threading.Lock()
@@ -23,7 +25,8 @@ class TrainingLoop:
 
     Forward and backward pass are recorded once as torch's operations and then called
     without Keras's layers and without autograd, whose Python takes longer than the
-    operations of a small network. What cannot be recorded runs as it is.
+    operations of a small network. Networks with layers or functions that are not
+    Keras's run as they are, and so does what cannot be recorded.
 
     Args:
         trainee: What to train.
@@ -47,6 +50,7 @@ class TrainingLoop:
         self._decay = 0.0
         self._zeros: tuple[bool, ...] = ()
         self._recorded: dict[Any, Callable[..., Any]] = {}
+        self._is_recordable = _is_recordable(network)
 
     def put(self, x: np.ndarray, y: np.ndarray) -> Data:
         """Bring data to the device."""
@@ -198,43 +202,46 @@ class TrainingLoop:
         return self._sums(batch[1], outputs, loss, c), *gradients
 
     def _record(self, tensors: list[Any]) -> Callable[..., Any]:
-        """The training pass as torch's operations; itself where these do not equal it.
+        """The training pass as torch's operations; itself where they do not equal it.
 
-        A layer may read a tensor in Python, draw from a generator of its own, or count
-        its calls: what follows from it would be recorded as it was once.
+        What a layer does in Python would be recorded as it was once: Keras's own layers
+        read no numbers there, or recording them fails, and no others are recorded.
         """
+        *fixed, x, y, chosen, c = tensors
+        if not (self._is_recordable and x.device.type in ("cpu", "cuda")):
+            return self._training_pass
         try:
-            with _LOCK, self._undone():
-                recorded = make_fx(self._training_pass)(*tensors).forward
+            with _LOCK, self._undone(x.device):
+                recorded = make_fx(self._training_pass)(*tensors)
+            for node in recorded.graph.nodes:
+                node.meta.clear()  # stack traces, as large as a network's weights
+            # Other examples than those that were recorded.
+            others = [*fixed, x, y, (chosen + len(chosen)) % len(y), c]
+            equal = all(
+                torch.allclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True)
+                for one, other in zip(
+                    self._left_by(self._training_pass, others),
+                    self._left_by(recorded.forward, others),
+                    strict=True,
+                )
+            )
         except Exception:  # of whatever a layer does; a fault shows in the pass itself
             return self._training_pass
-        *fixed, chosen, c = tensors
-        # Other examples, and twice: the second starts where the first left the layers.
-        calls = [tensors, [*fixed, chosen.flip(0), c]]
-        expected, found = (
-            self._left_by(f, calls) for f in (self._training_pass, recorded)
-        )
-        equal = (
-            torch.allclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True)
-            for one, other in zip(expected, found, strict=True)
-        )
-        return recorded if all(equal) else self._training_pass
+        return recorded.forward if equal else self._training_pass
 
-    def _left_by(self, function: Callable[..., Any], calls: list[Any]) -> list[Any]:
-        """Results of calls and the variables that they change, without a trace."""
-        left = []
-        with self._undone():
-            for tensors in calls:
-                results = [*function(*tensors), *(v.value for v in self._other)]
-                left += [r.detach().double() for r in results]
-        return left
+    def _left_by(self, function: Callable[..., Any], tensors: list[Any]) -> list[Any]:
+        """Results of a pass and the variables that it changes, without a trace."""
+        with self._undone(tensors[-1].device):
+            results = function(*tensors)
+            return [*results, *(v.value.detach().clone() for v in self._other)]
 
     @contextlib.contextmanager
-    def _undone(self) -> Iterator[None]:
+    def _undone(self, device: torch.device) -> Iterator[None]:
         """Afterwards the variables and torch's random numbers are as they were."""
         before = [v.value.detach().clone() for v in self._other]
         try:
-            with torch.random.fork_rng():
+            devices = [device] if device.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices):
                 yield
         finally:
             for variable, value in zip(self._other, before, strict=True):
@@ -246,6 +253,34 @@ class TrainingLoop:
             nothing = torch.zeros((0,), device=loss.device)
             return trainee.sums(y, outputs, loss, nothing, nothing)
         return trainee.sums(y, outputs, loss, trainee.squares(self._weights()), c)
+
+
+def _is_recordable(network: keras.Model) -> bool:
+    """Whether a network is of Keras's own layers, with Keras's own functions.
+
+    Recurrent ones are loops in Python: a list of all their steps takes long to make,
+    and is little faster.
+    """
+    refused = keras.layers.RNN | keras.layers.TorchModuleWrapper
+    if any(isinstance(layer, refused) for layer in _keras.layers_within(network)):
+        return False
+    try:
+        return _is_of_keras(keras.saving.serialize_keras_object(network))
+    except Exception:  # of a get_config that is not Keras's
+        return False
+
+
+def _is_of_keras(config: Any) -> bool:
+    """Whether a serialized object has no part from elsewhere."""
+    if isinstance(config, dict):
+        module = config.get("module", "keras")
+        if config.get("class_name") == "__lambda__" or module is None:
+            return False
+        known = module.partition(".")[0] in ("keras", "keras_scaled_l2")
+        return known and all(map(_is_of_keras, config.values()))
+    if isinstance(config, list | tuple):
+        return all(map(_is_of_keras, config))
+    return True
 
 
 def _index(data: Data, chosen: np.ndarray) -> Any:

@@ -166,7 +166,8 @@ def _uniform(seed: Tensor, shape: Sequence[int]) -> Tensor:
     generator = torch.Generator(seed.device)
     # As Keras has it: a counter makes the second part another at each call.
     generator.manual_seed(int(seed.sum()) & 0xFFFFFFFF)
-    return torch.rand(shape, generator=generator, device=seed.device)
+    options = {"device": seed.device, "dtype": torch.float32}
+    return torch.rand(shape, generator=generator, **options)
 
 
 _OPERATION = torch.library.custom_op(
@@ -176,7 +177,7 @@ _OPERATION = torch.library.custom_op(
     schema="(Tensor seed, SymInt[] shape) -> Tensor",
 )
 _OPERATION.register_fake(
-    lambda seed, shape: torch.empty(shape, device=seed.device),
+    lambda seed, shape: torch.empty(shape, device=seed.device, dtype=torch.float32)
 )
 
 
