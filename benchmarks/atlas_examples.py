@@ -14,18 +14,13 @@ from atlas_results import (
     Result,
     interval,
     percent,
+    regrets,
+    signs,
     table,
     title,
 )
 
-from keras_scaled_l2.experiments.plane import half_decades
-from keras_scaled_l2.experiments.results.scaling import (
-    Interval,
-    at,
-    exponent,
-    optimum,
-    regret,
-)
+from keras_scaled_l2.experiments.results.scaling import Interval, exponent, optimum
 
 POWERS = {"plain": 0.0, "square root of m": 0.5, "SampleL2": 1.0}
 """Rules -> the power of the number of examples that divides c."""
@@ -64,17 +59,9 @@ def _pair(few: Result, many: Result) -> Pair:
         dataclasses.replace(r.sweep("loss"), weights=r.head["sets"]["train"])
         for r in (few, many)
     ]
-    place = few.best_place(few.l2, "loss")
-    tuned = 0.0 if place is None else half_decades(place)
     share = sweeps[0].weights / sweeps[1].weights
-    strengths = {rule: tuned * share**power for rule, power in POWERS.items()}
-    if (folds := few.folds()) is not None:
-        strengths[HALF_LIFE] = folds / many.folds_by_strength()
-    regrets = {
-        rule: regret(sweeps[1], at(sweeps[1], c)[0], share=True)
-        for rule, c in strengths.items()
-    }
-    return Pair(few, many, exponent(sweeps), regrets)
+    strengths = {rule: few.tuned() * share**power for rule, power in POWERS.items()}
+    return Pair(few, many, exponent(sweeps), regrets(few, many, strengths))
 
 
 def examples(results: Sequence[Result]) -> str:
@@ -82,13 +69,10 @@ def examples(results: Sequence[Result]) -> str:
     found = list(pairs(results))
     slopes = [p.slope for p in found]
     values = [s.value for s in slopes]
-    below = sum(s.high is not None and s.high < 0 for s in slopes)
-    above = sum(s.low is not None and s.low > 0 for s in slopes)
     lines = [
         f"- The exponent b of best c ~ m^b lies between {min(values):.2f} and "
         f"{max(values):.2f} in {len(found)} pairs of cells, median "
-        f"{statistics.median(values):.2f}. The 95 % interval lies below 0 in {below}, "
-        f"above 0 in {above}, and holds 0 in {len(found) - below - above}."
+        f"{statistics.median(values):.2f}. {signs(slopes)}"
     ]
     rules = [*POWERS, HALF_LIFE]
     lines += [
@@ -99,9 +83,9 @@ def examples(results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n\n" + table(head, [_row(p, rules) for p in found])
 
 
-def _rule(rule: str, regrets: Sequence[Interval]) -> str:
-    values = [r.value for r in regrets]
-    fails = sum(r.low is not None and r.low > GOAL for r in regrets)
+def _rule(rule: str, found: Sequence[Interval]) -> str:
+    values = [r.value for r in found]
+    fails = sum(r.low is not None and r.low > GOAL for r in found)
     return (
         f"- **{rule}**: regret at most 2 % in {sum(v <= GOAL for v in values)} of "
         f"{len(values)} pairs; surely more in {fails}; median "

@@ -107,6 +107,11 @@ class Result:
         """The strength with the lowest mean of all seeds."""
         return best_pair(means(records, criterion, range(self.head["seeds"])))[0]
 
+    def tuned(self) -> float:
+        """The strength that is best by validation loss."""
+        place = self.best_place(self.l2, "loss")
+        return 0.0 if place is None else half_decades(place)
+
     def folds(self) -> float | None:
         """E-folds of the whole training at the best strength; of SGD alone."""
         place = self.best_place(self.l2, "loss")
@@ -170,25 +175,41 @@ def regret_rows(
 ) -> Iterator[tuple[tuple[Any, ...], int, dict[str, Interval]]]:
     """Group, weights, and the regret of each rule, of all sizes but the smallest."""
     for group, cells in groups(results).items():
-        first = cells[0].sweep("loss")
-        place = cells[0].best_place(cells[0].l2, "loss")
-        tuned = 0.0 if place is None else half_decades(place)
+        first, tuned = cells[0].weights, cells[0].tuned()
         for result in cells[1:]:
-            sweep = result.sweep("loss")
             strengths = {
-                rule: tuned * (first.weights / sweep.weights) ** power
+                rule: tuned * (first / result.weights) ** power
                 for rule, power in POWERS.items()
             }
-            if (folds := cells[0].folds()) is not None:
-                strengths[HALF_LIFE] = folds / result.folds_by_strength()
-            yield (
-                group,
-                result.weights,
-                {
-                    rule: regret(sweep, at(sweep, c)[0], share=True)
-                    for rule, c in strengths.items()
-                },
-            )
+            yield group, result.weights, regrets(cells[0], result, strengths)
+
+
+def regrets(
+    tuned: Result, result: Result, strengths: Mapping[str, float]
+) -> dict[str, Interval]:
+    """What strengths lose in a cell, and that of the half-life kept from another.
+
+    Args:
+        tuned: The cell whose half-life is kept, under SGD.
+        result: The cell.
+        strengths: Rule -> its strength there.
+    """
+    sweep, found = result.sweep("loss"), dict(strengths)
+    if (folds := tuned.folds()) is not None:
+        found[HALF_LIFE] = folds / result.folds_by_strength()
+    return {
+        rule: regret(sweep, at(sweep, c)[0], share=True) for rule, c in found.items()
+    }
+
+
+def signs(slopes: Sequence[Interval]) -> str:
+    """How many exponents the intervals show to be on which side of 0."""
+    below = sum(s.high is not None and s.high < 0 for s in slopes)
+    above = sum(s.low is not None and s.low > 0 for s in slopes)
+    return (
+        f"The 95 % interval lies below 0 in {below}, above 0 in {above}, and holds 0 "
+        f"in {len(slopes) - below - above}."
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

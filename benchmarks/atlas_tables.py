@@ -28,6 +28,7 @@ from atlas_results import (
     load,
     percent,
     regret_rows,
+    signs,
     table,
     title,
 )
@@ -177,15 +178,12 @@ def _answer(results: Sequence[Result]) -> str:
 
 def _slope_words(slopes: Mapping[Any, Interval]) -> str:
     values = [s.value for s in slopes.values()]
-    below = sum(s.high is not None and s.high < 0 for s in slopes.values())
-    above = sum(s.low is not None and s.low > 0 for s in slopes.values())
     return (
         f"- The exponent a of best c ~ N^a lies between {min(values):.2f} and "
         f"{max(values):.2f} in {len(values)} groups, median "
         f"{statistics.median(values):.2f}: in the middle of the groups the best "
         f"strength changes by a factor of {10 ** statistics.median(values):.2g} per "
-        f"decade of weights. The 95 % interval lies below 0 in {below}, above 0 in "
-        f"{above}, and holds 0 in {len(values) - below - above}."
+        f"decade of weights. {signs(list(slopes.values()))}"
     )
 
 

@@ -723,7 +723,7 @@ if BACKEND == "torch":
             functools.partial(L.GaussianNoise, 0.5),
         ],
     )
-    def test_only_keras_s_own_layers_are_recorded(layer):
+    def test_what_python_may_decide_is_not_recorded(layer):
         network = sequential((4,), L.Dense(5, "relu"), layer())
         problem = make_problem()
         engine = make_engine(problem, network)
