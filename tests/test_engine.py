@@ -731,6 +731,26 @@ if BACKEND == "torch":
         loop = engine._first.loop
         assert set(loop._recorded.values()) == {loop._training_pass}
 
+    def test_buffers_of_a_torch_module_are_each_jobs_own():
+        # No variables of Keras; a validation loss reads them.
+        module = torch.nn.BatchNorm1d(5, momentum=0.5)
+        wrapper = L.TorchModuleWrapper(module, output_shape=(None, 5))
+        network = sequential((4,), L.Dense(5, "relu"), wrapper)
+        problem = make_problem()
+        engine = make_engine(problem, network)
+        initial = initial_weights(network)
+        # Diverges slowly, so that an early epoch is kept.
+        one = job(problem, initial=initial, epochs=4, learning_rate=3.0, patience=4)
+        first = train(engine, one, evaluate=["validation"])
+        train(engine, job(problem, initial=initial, epochs=9))
+        again = train(engine, one)
+        assert first.kept_epoch < 4
+        assert again.curves == first.curves
+        # And those of the epoch that was kept.
+        kept = first.curves["val_data_loss"][first.kept_epoch - 1]
+        loss = first.evaluations["validation"].data_loss
+        assert loss == pytest.approx(kept, rel=1e-6)
+
     @pytest.mark.parametrize("fault", ["other numbers", "error"])
     def test_recording_that_does_not_equal_the_layers_is_not_used(fault, monkeypatch):
         engine, loop, a_job = engine_and_loop(L.BatchNormalization())

@@ -45,6 +45,8 @@ class TrainingLoop:
         network = trainee.network
         self._trainable = list(network.trainable_variables)
         self._other = list(network.non_trainable_variables)
+        self._modules = _torch_modules(network)
+        self._fresh = _copies(self._buffers())
         self._coefficients: list[float] = []
         self._c = torch.zeros(0)
         self._decay = 0.0
@@ -67,6 +69,7 @@ class TrainingLoop:
         values = [*job.trainable, *job.other, *job.optimizer]
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
+        _assign(self._buffers(), self._fresh)
         self._decay = float(job.decay)
         # A recorded pass has looked whether a number is 0, as dropout does.
         self._zeros = tuple(not v.any() for v in job.other if np.size(v) == 1)
@@ -118,12 +121,11 @@ class TrainingLoop:
 
     def keep(self, state: list[Any], better: np.ndarray, kept: Any) -> list[Any]:
         """A copy of the weights."""
-        return [v.value.detach().clone() for v in (*self._trainable, *self._other)]
+        return _copies([*self._values(), *self._buffers()])
 
     def go_back(self, state: list[Any], kept: list[Any]) -> list[Any]:
         """Give the variables the values that were kept."""
-        for variable, value in zip((*self._trainable, *self._other), kept, strict=True):
-            variable.assign(value)
+        _assign([*self._values(), *self._buffers()], kept)
         return state
 
     def penalize(self, state: list[Any], coefficients: np.ndarray) -> list[Any]:
@@ -140,6 +142,10 @@ class TrainingLoop:
     def fetch(self, tensor: Any) -> np.ndarray:
         """A result as a NumPy array."""
         return np.asarray(ops.convert_to_numpy(tensor))
+
+    def _buffers(self) -> list[Any]:
+        """What torch modules keep beside their weights: no variables of Keras."""
+        return [buffer for module in self._modules for buffer in module.buffers()]
 
     def _values(self) -> list[Any]:
         return [v.value for v in (*self._trainable, *self._other)]
@@ -233,12 +239,12 @@ class TrainingLoop:
         """Results of a pass and the variables that it changes, without a trace."""
         with self._undone(tensors[-1].device):
             results = function(*tensors)
-            return [*results, *(v.value.detach().clone() for v in self._other)]
+            return [*results, *_copies([v.value for v in self._other])]
 
     @contextlib.contextmanager
     def _undone(self, device: torch.device) -> Iterator[None]:
         """Afterwards the variables and torch's random numbers are as they were."""
-        before = [v.value.detach().clone() for v in self._other]
+        before = _copies([v.value for v in self._other])
         try:
             devices = [device] if device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices):
@@ -253,6 +259,22 @@ class TrainingLoop:
             nothing = torch.zeros((0,), device=loss.device)
             return trainee.sums(y, outputs, loss, nothing, nothing)
         return trainee.sums(y, outputs, loss, trainee.squares(self._weights()), c)
+
+
+def _torch_modules(network: keras.Model) -> list[torch.nn.Module]:
+    wrapper = keras.layers.TorchModuleWrapper
+    layers = _keras.layers_within(network)
+    return [layer.module for layer in layers if isinstance(layer, wrapper)]
+
+
+def _copies(tensors: list[Any]) -> list[Any]:
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+def _assign(tensors: list[Any], values: list[Any]) -> None:
+    with torch.no_grad():
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
 
 
 def _is_recordable(network: keras.Model) -> bool:
