@@ -219,8 +219,7 @@ class TrainingLoop:
         try:
             with _LOCK, self._undone(x.device):
                 recorded = make_fx(self._training_pass)(*tensors)
-            for node in recorded.graph.nodes:
-                node.meta.clear()  # stack traces, as large as a network's weights
+            _shorten(recorded)
             # Other examples than those that were recorded.
             others = [*fixed, x, y, (chosen + len(chosen)) % len(y), c]
             equal = all(
@@ -259,6 +258,16 @@ class TrainingLoop:
             nothing = torch.zeros((0,), device=loss.device)
             return trainee.sums(y, outputs, loss, nothing, nothing)
         return trainee.sums(y, outputs, loss, trainee.squares(self._weights()), c)
+
+
+def _shorten(recorded: torch.fx.GraphModule) -> None:
+    """Without what does nothing where autograd is off."""
+    for node in recorded.graph.nodes:
+        node.meta.clear()  # stack traces, as large as a network's weights
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            recorded.graph.erase_node(node)
+    recorded.recompile()
 
 
 def _torch_modules(network: keras.Model) -> list[torch.nn.Module]:
