@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import filelock
 import measure
-from atlas_cells import SEEDS, Cell, choose, make_architecture
+from atlas_cells import DECAY, SEEDS, Cell, choose, make_architecture
 
 from keras_scaled_l2.experiments import plane
 from keras_scaled_l2.experiments.plan import DEFAULT_MEMORY
@@ -111,7 +111,10 @@ class Trainer:
     def engine(self, cell: Cell) -> tuple[Any, Any, list[str]]:
         """Engine, architecture and penalized weights."""
         problem = self.problem(cell, 0)
-        key = (cell.architecture, cell.size, cell.optimizer, problem.x_train.shape[1:])
+        key = (
+            *(cell.architecture, cell.size, cell.optimizer, cell.rule == DECAY),
+            problem.x_train.shape[1:],
+        )
         if key not in self._engines:
             # One at a time: their weights would add up.
             self._engines = {key: _engine(cell, problem, self._memory)}
@@ -122,7 +125,9 @@ class Trainer:
         from keras_scaled_l2.experiments.architectures import initial_weights
         from keras_scaled_l2.experiments.jobs import Job
 
-        engine, architecture, penalized = self.engine(cell)
+        engine, architecture, _ = self.engine(cell)
+        shape = unit_coefficients(cell, architecture, self.problem(cell, 0))
+        mean = mean_coefficient(shape)
         epochs = EPOCHS[cell.problem]
         for seed, group in itertools.groupby(points, key=lambda p: p.seed):
             chosen = list(group)
@@ -130,15 +135,16 @@ class Trainer:
             jobs = []
             for point in chosen:
                 value = point.strength
-                l2 = value if point.kind == "l2" else 0.0
+                c = 0.0 if point.kind in ("dropout", DECAY) else value / mean
                 jobs.append(
                     Job(
                         problem=self.problem(cell, seed),
                         initial=initial,
-                        coefficients=dict.fromkeys(penalized, l2),
+                        coefficients={n: c * u for n, (u, _) in shape.items()},
                         seed=seed,
                         epochs=epochs,
                         dropout=value if point.kind == "dropout" else 0.0,
+                        weight_decay=decay_of(point),
                         learning_rate=half_decades(point.rate),
                         # Never stops, and goes back to the best epoch for the test.
                         patience=epochs,
@@ -162,8 +168,52 @@ def _engine(cell: Cell, problem: Any, memory: int) -> tuple[Any, Any, list[str]]
             optimizer = keras.optimizers.Adam(0.001)
         return make_parts(architecture.build(0), optimizer, drops=True)
 
-    engine = Engine(parts, problem=problem, batch_size=BATCH_SIZE, memory=memory)
+    engine = Engine(
+        parts,
+        problem=problem,
+        batch_size=BATCH_SIZE,
+        decays=cell.rule == DECAY,
+        memory=memory,
+    )
     return engine, architecture, engine.names
+
+
+def unit_coefficients(
+    cell: Cell, architecture: Any, problem: Any
+) -> dict[str, tuple[float, int]]:
+    """Weight -> its ``c`` at strength 1 of the cell's rule, and its elements."""
+    import keras_scaled_l2 as ksl
+    from keras_scaled_l2.experiments.arms import Arm
+    from keras_scaled_l2.experiments.coefficients import (
+        coefficients,
+        penalizable_sizes,
+    )
+
+    network = architecture.build(0)
+    sizes = penalizable_sizes(network)
+    rules = {"scaled": ksl.ScaledL2, "prior": ksl.PriorL2}
+    found = dict.fromkeys(sizes, 1.0)
+    if cell.rule in rules:
+        found = coefficients(
+            network,
+            Arm(cell.rule, rules[cell.rule](1.0)),
+            samples=problem.samples["train"],
+            batch_size=BATCH_SIZE,
+        )
+    return {name: (found[name], size) for name, size in sizes.items()}
+
+
+def mean_coefficient(units: Mapping[str, tuple[float, int]]) -> float:
+    """The mean of the coefficients over all penalized weights."""
+    total = math.fsum(c * size for c, size in units.values())
+    return total / sum(size for _, size in units.values())
+
+
+def decay_of(point: Point) -> float:
+    """The optimizer's decay whose product with the learning rate is the strength's."""
+    if point.kind != DECAY or point.place is None:
+        return 0.0
+    return half_decades(point.place - point.rate)
 
 
 def _record(trained: Any) -> dict[str, Any]:
@@ -280,12 +330,15 @@ def _head(
 
     _, architecture, penalized = trainer.engine(cell)
     network = architecture.build(0)
+    units = unit_coefficients(cell, architecture, trainer.problem(cell, 0))
     return {
         **dataclasses.asdict(cell),
         "finished": finished,
         "network": architecture.name,
         "weights": sum(elements(v.shape) for v in network.trainable_weights),
         "penalized": len(penalized),
+        # Of the rule, at strength 1.
+        "mean_coefficient": mean_coefficient(units),
         "epochs": EPOCHS[cell.problem],
         "batch_size": BATCH_SIZE,
         "seeds": SEEDS,

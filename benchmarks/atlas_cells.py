@@ -9,6 +9,7 @@ from typing import Any
 
 from keras_scaled_l2.experiments import plane
 from keras_scaled_l2.experiments.plane import Plane
+from keras_scaled_l2.experiments.transfer_lines import BOUNDS, COARSE_TIMES
 
 SIZES = (20_000, 70_000, 200_000, 670_000, 2_100_000, 6_600_000, 20_000_000)
 FAMILIES = {"conv": (6_800, 27_000, 105_000), "residual": (5_500, 21_500, 85_000)}
@@ -18,11 +19,25 @@ LARGE = 150_000
 """From here on one seed screens, not two."""
 CRITERIA = ("loss", "accuracy", "last_loss")
 """What is followed to its optimum; ``last_accuracy`` is recorded beside them."""
+L2 = "l2"
+DECAY = "decay"
+RULES = {"scaled": "sgd", "prior": "sgd", DECAY: "adam"}
+"""Rules with cells of their own -> the optimizer that they are measured under.
+
+By the names of ``transfer``: ``ScaledL2`` by tensor and ``PriorL2``, which give every
+weight another coefficient, and the optimizer's decoupled decay.
+"""
+LARGEST_OF_RULES = 2_100_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One cell: a problem, an optimizer and a network."""
+    """One cell: a problem, an optimizer, a network and a rule.
+
+    A place of a strength is half a decade of ``c``; of the mean ``c`` over the weights
+    where a rule gives them different ones; of decay times learning rate under decay,
+    which is a half-life.
+    """
 
     problem: str
     examples: int
@@ -30,13 +45,15 @@ class Cell:
     optimizer: str
     architecture: str
     size: int
+    rule: str = L2
 
     @property
     def name(self) -> str:
         """Name of its file, without the suffix."""
         noise = f"noise{round(100 * self.noise)}" if self.noise else "clean"
         parts = (self.problem, self.examples, noise, self.optimizer)
-        return "-".join(map(str, (*parts, self.architecture, self.size)))
+        rule = () if self.rule == L2 else (self.rule,)
+        return "-".join(map(str, (*parts, self.architecture, self.size, *rule)))
 
     @property
     def coarse_seeds(self) -> int:
@@ -44,7 +61,7 @@ class Cell:
         return 1 if self.size >= LARGE else 2
 
     def planes(self) -> dict[str, Plane]:
-        """Where L2 and where dropout is searched."""
+        """Where the rule, and beside L2 dropout, is searched."""
         given: dict[str, Any] = {
             "rates": plane.RATES[self.optimizer],
             "rate_bounds": plane.RATE_BOUNDS[self.optimizer],
@@ -52,8 +69,12 @@ class Cell:
             "screening": self.coarse_seeds,
             "criteria": CRITERIA,
         }
+        if self.rule == DECAY:
+            return {DECAY: Plane(**given, coarse=COARSE_TIMES, bounds=BOUNDS)}
+        if self.rule != L2:
+            return {self.rule: Plane(**given)}
         rates = {"coarse": (2, 5), "bounds": (1, 9), "thorough": False}
-        return {"l2": Plane(**given), "dropout": Plane(**given, **rates)}
+        return {L2: Plane(**given), "dropout": Plane(**given, **rates)}
 
 
 def cells() -> list[Cell]:
@@ -80,6 +101,9 @@ def cells() -> list[Cell]:
         for size, optimizer in itertools.product(sizes, ("sgd", "adam")):
             row = ("fashion_mnist", 1000, 0.0)
             found.append(Cell(*row, optimizer, architecture, size))
+    small = [size for size in SIZES if size <= LARGEST_OF_RULES]
+    for size, (rule, optimizer), row in itertools.product(small, RULES.items(), groups):
+        found.append(Cell(*row, optimizer, "dense", size, rule))
     return found
 
 

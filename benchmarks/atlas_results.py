@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import atlas
+from atlas_cells import L2
 
 from keras_scaled_l2.experiments.plane import Point as PlanePoint
 from keras_scaled_l2.experiments.plane import best_pair, half_decades, means
@@ -38,11 +39,22 @@ Records = Mapping[PlanePoint, Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A finished cell."""
+    """A finished cell.
+
+    Args:
+        head: What stands above the rows of its file.
+        l2: The trainings of its rule, of L2 in most cells.
+        dropout: Those of dropout, none in a cell of another rule.
+    """
 
     head: Mapping[str, Any]
     l2: Records
     dropout: Records
+
+    @property
+    def rule(self) -> str:
+        """Its rule; files written before there were others do not name it."""
+        return str(self.head.get("rule", L2))
 
     @property
     def group(self) -> tuple[Any, ...]:
@@ -139,16 +151,18 @@ class Result:
         return 1.0 - statistics.fmean(best.values()) / statistics.fmean(none.values())
 
 
-def load(folder: pathlib.Path = atlas.FOLDER) -> list[Result]:
-    """The finished cells, by group and size."""
+def load(folder: pathlib.Path = atlas.FOLDER, *, rules: bool = False) -> list[Result]:
+    """The finished cells of L2, or those of other rules, by group and size."""
     found = []
     for path in sorted(folder.glob("*.json")):
         head, records = atlas.read(path)
         if head["finished"]:
             parts: dict[str, dict[PlanePoint, Any]] = {"l2": {}, "dropout": {}}
             for point, record in records.items():
-                parts[point.kind][PlanePoint(*point[1:])] = record
+                kind = "dropout" if point.kind == "dropout" else "l2"
+                parts[kind][PlanePoint(*point[1:])] = record
             found.append(Result(head, **parts))
+    found = [r for r in found if (r.rule != L2) == rules]
     order = list(PROBLEMS)
     return sorted(
         found,

@@ -18,6 +18,7 @@ from typing import Any
 
 import atlas_cells
 import atlas_examples
+import atlas_rules
 from atlas_results import (
     GOAL,
     HALF_LIFE,
@@ -47,14 +48,20 @@ PAGE = ROOT / "docs" / "atlas.md"
 IMAGES = ROOT / "docs" / "images"
 
 
-def tables(results: Sequence[Result]) -> dict[str, str]:
-    """Name -> what stands under it in the page."""
+def tables(results: Sequence[Result], others: Sequence[Result]) -> dict[str, str]:
+    """Name -> what stands under it in the page.
+
+    Args:
+        results: Cells of L2 and dropout.
+        others: Cells of other rules.
+    """
     return {
-        "measured": _measured(results),
+        "measured": _measured(results, others),
         "answer": _answer(results),
         "exponents": _exponents(results),
         "regrets": _regrets(results),
         "examples": atlas_examples.examples(results),
+        "rules": atlas_rules.rules(results, others),
         "suggested": _suggested(results),
         "question": _question(results),
         "cells": _cells(results),
@@ -105,24 +112,31 @@ def _regret_of_folds(result: Result, folds: float) -> Interval:
     return regret(sweep, values, share=True)
 
 
-def _measured(results: Sequence[Result]) -> str:
-    everything = atlas_cells.cells()
-    trainings = sum(len(r.l2) + len(r.dropout) for r in results)
-    hours = sum(r.head["seconds"] for r in results) / 3600
-    dates = sorted({r.head["date"] for r in results})
+def _measured(results: Sequence[Result], others: Sequence[Result]) -> str:
+    everything = [*results, *others]
+    trainings = sum(len(r.l2) + len(r.dropout) for r in everything)
+    hours = sum(r.head["seconds"] for r in everything) / 3600
+    dates = sorted({r.head["date"] for r in everything})
     devices = collections.Counter(
-        device for r in results for device in r.head["device"].split("; ")
+        device for r in everything for device in r.head["device"].split("; ")
     )
     cells_on = ", ".join(f"{n} on {name}" for name, n in devices.most_common())
     lines = [
-        f"- {len(results)} cells of {len(everything)} that the plan has are "
-        f"finished: {trainings:,} trainings, {hours:.1f} hours on machines that others "
-        f"used as well ({', '.join(dates)}).",
+        f"- {len(everything)} cells of {len(atlas_cells.cells())} that the plan has "
+        f"are finished: {trainings:,} trainings, {hours:.1f} hours on machines that "
+        f"others used as well ({', '.join(dates)}).",
         f"- Cells with trainings on each device: {cells_on}.",
     ]
     for group, cells in groups(results).items():
         sizes = ", ".join(f"{r.weights:,}" for r in cells)
         lines.append(f"- {title(group)}: {sizes} weights.")
+    for rule, words in atlas_rules.WORDS.items():
+        sizes = [r.weights for r in others if r.rule == rule]
+        if sizes:
+            lines.append(
+                f"- {words}: {len(sizes)} cells beside those, {min(sizes):,} to "
+                f"{max(sizes):,} weights."
+            )
     return "\n".join(lines)
 
 
@@ -305,7 +319,7 @@ def main() -> None:
     import atlas_figures
 
     results = load()
-    made = tables(results)
+    made = tables(results, load(rules=True))
     PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
     atlas_figures.draw(results, IMAGES)
 

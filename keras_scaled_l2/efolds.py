@@ -2,7 +2,7 @@
 
 ``E`` e-folds shrink a weight without data gradient to ``exp(-E)`` of itself. They are
 the natural axis of a strength: below ``INERT`` a penalty does nothing, whatever its
-coefficient; above ``OVERWHELMING`` the data hardly count.
+coefficient; above some 30 the data hardly count.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from keras_scaled_l2.gradients import to_numpy
 
 INERT = 0.02
 """E-folds below which a penalty does nothing: no weight shrinks by more than 2 %."""
-OVERWHELMING = 30.0
-"""E-folds above which the data hardly count."""
 STAND_IN_MARGIN = 100.0
 """How far the stand-in for adaptive optimizers may be off before "inert" is said."""
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from keras_scaled_l2 import suggesting
+from keras_scaled_l2.experiments import load_problem
 from keras_scaled_l2.experiments.plane import RATES
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -34,7 +35,7 @@ def results(benchmarks):
 def test_page_is_what_the_files_say(benchmarks, results):
     tables = benchmarks[1]
     page = tables.PAGE.read_text(encoding="utf-8")
-    made = tables.tables(results)
+    made = tables.tables(results, tables.load(rules=True))
     assert all(f"<!-- atlas: {name} -->" in page for name in made)
     assert tables.render(page, made) == page
 
@@ -100,6 +101,79 @@ def test_regrets_with_more_examples_are_those_of_the_rows(benchmarks, results):
         benchmarks[1].optimum(r.sweep("loss")).value for r in (pair.few, pair.many)
     )
     assert pair.slope.value == pytest.approx(np.log10(many / few), rel=1e-6)
+
+
+def test_regret_of_a_rule_is_against_the_best_of_l2(benchmarks, results):
+    # By hand: coefficients by tensor are strength / size, 3 / all in the mean.
+    import atlas_rules
+
+    group = ("mnist1d", 1000, 0.0, "sgd", "dense")
+    others = benchmarks[1].load(rules=True)
+    found = [
+        row
+        for row in atlas_rules.rows(results, others)
+        if (row.cell.rule, row.cell.group) == ("scaled", group)
+    ]
+    small, large = found[0].cell, found[2].cell
+    assert (small.weights, large.weights) == (20_070, 200_038)
+    penalized = [sum((40 * n, n * n, 10 * n)) for n in (118, 422)]
+    means = [r.head["mean_coefficient"] for r in (small, large)]
+    assert means == pytest.approx([3 / n for n in penalized], rel=1e-12)
+
+    def loss(result, place):
+        return np.mean([*result.column(result.l2, place, "loss")[0].values()])
+
+    place = small.best_place(small.l2, "loss")
+    decades = place / 2 + np.log10(means[1] / means[0])
+    places = sorted(p for p in large.places(large.l2, "loss") if p is not None)
+    curve = [loss(large, p) for p in places]
+    kept = np.interp(2 * decades, places, curve)
+    mean = np.interp(place, places, curve)
+    (l2,) = [r for r in results if (r.group, r.weights) == (group, large.weights)]
+    best = min(loss(l2, p) for p in l2.places(l2.l2, "loss"))
+    row = found[2]
+    assert row.kept.value == pytest.approx(kept / best - 1, rel=0.01)
+    assert row.mean.value == pytest.approx(mean / best - 1, rel=0.01, abs=1e-4)
+    assert row.best.value == pytest.approx(min(curve) / best - 1, rel=1e-6, abs=1e-9)
+    assert found[0].kept is found[0].mean is found[0].l2 is None
+
+
+@pytest.mark.parametrize("rule", ["l2", "scaled", "prior", "decay"])
+def test_jobs_of_a_rule_have_its_coefficients(benchmarks, rule, monkeypatch):
+    atlas = benchmarks[0]
+    problem = load_problem("digits")
+    trainer = atlas.Trainer({})
+    monkeypatch.setattr(trainer, "problem", lambda cell, seed: problem)
+    cell = atlas.Cell("mnist", 1000, 0.0, "adam", "dense", 2000, rule)
+    engine, architecture, names = trainer.engine(cell)
+    jobs = []
+
+    def train(given, evaluate):
+        jobs.extend(given)
+        return []
+
+    monkeypatch.setattr(engine, "train", train)
+    points = [atlas.Point(rule, place, -5, 0) for place in (None, -4)]
+    assert list(trainer.train(cell, points)) == []
+    none, one = jobs
+    assert not any(none.coefficients.values())
+    assert none.weight_decay == 0.0
+    network = architecture.build(0)
+    sizes = [math.prod(w.shape) for w in network.trainable_weights[::2]]
+    fan_in = [w.shape[0] for w in network.trainable_weights[::2]]
+    shares = {
+        "l2": [1.0, 1.0, 1.0],
+        "scaled": [1 / n for n in sizes],
+        "prior": fan_in,
+        "decay": [0.0, 0.0, 0.0],
+    }[rule]
+    mean = np.average(shares, weights=sizes) or 1.0
+    found = [one.coefficients[name] for name in names]
+    assert found == pytest.approx([0.01 * s / mean for s in shares], rel=1e-6)
+    # Ten steps of decay times the learning rate are a tenth of an e-fold.
+    decay = one.weight_decay * one.learning_rate
+    assert decay == pytest.approx(0.01 if rule == "decay" else 0.0, rel=0.01)
+    assert list(cell.planes()) == ([rule, "dropout"] if rule == "l2" else [rule])
 
 
 def test_finished_cells_lack_nothing(benchmarks):

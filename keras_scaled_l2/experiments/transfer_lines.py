@@ -29,7 +29,7 @@ WITH_RATE = ("half-life", "decay")
 OWN = ("half-life", "scaled", "prior", "decay")
 """Rules with trainings of their own."""
 RULES = (*POWERS, *OWN)
-_COARSE_TIMES: tuple[Place, ...] = (None, -11, -9, -7, -5)
+COARSE_TIMES: tuple[Place, ...] = (None, -11, -9, -7, -5)
 """Where their search begins: c, or the decay, times the learning rate."""
 BOUNDS = (-15, 2)
 
@@ -61,7 +61,7 @@ class Line:
     @property
     def coarse(self) -> tuple[Place, ...]:
         """Where a search begins."""
-        return _COARSE_TIMES if self.rule in WITH_RATE else COARSE
+        return COARSE_TIMES if self.rule in WITH_RATE else COARSE
 
     def key(self, place: Place, rate: int) -> Key:
         """What a training is known by."""
