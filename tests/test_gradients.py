@@ -9,6 +9,7 @@ from keras import ops
 from keras_scaled_l2.gradients import (
     data_summand,
     gradient_function,
+    is_known,
     loss_gradients,
     penalty_scope,
     squared_norms,
@@ -16,7 +17,8 @@ from keras_scaled_l2.gradients import (
     to_numpy,
 )
 
-# Empty, scalar, and around the length at which torch begins a second row.
+# Empty, scalar, and around the lengths at which torch takes another way: 2**15 for
+# several operations in float32, and from there on multiples of 512.
 SHAPES = [
     (),
     (0,),
@@ -28,6 +30,9 @@ SHAPES = [
     (512,),
     (513,),
     (2, 3, 4, 5, 6),
+    (32_768,),
+    (32_769,),
+    (128, 512),
     (100_003,),
 ]
 DTYPES = ["float16", "bfloat16", "float32"]
@@ -196,6 +201,16 @@ else:
     def test_only_the_graph_of_tensorflow_has_gradients_apart():
         with penalty_scope():
             assert data_summand(ops.ones((2,))) is None
+
+
+if keras.config.backend() == "jax":
+
+    def test_variables_that_a_stateless_function_leaves_out_are_not_known():
+        one, other = keras.Variable(1.0), keras.Variable(2.0)
+        assert is_known([one, other])
+        with keras.StatelessScope(state_mapping=[(one, ops.ones(()))]):
+            assert is_known([one])
+            assert not is_known([one, other])
 
 
 def test_compiled_gradients_follow_weights_statistics_and_data():
