@@ -24,9 +24,9 @@ class ScaledL2(Rule):
     Formula: ``c = strength / n**power``, penalty ``c * sum(w**2)``, gradient
     ``2 * c * w``. With ``power=1`` the penalty is ``strength`` times the mean square
     of the ``n`` weights, so its value does not grow with the model; its gradient
-    on each weight falls as ``1/n``. ``power=0`` is ``keras.regularizers.L2``. A pilot
-    (docs/theory) found the best plain coefficient to move with a power between 0
-    and 0.5 of the count: a full division is rarely what a network wants.
+    on each weight falls as ``1/n``. ``power=0`` is ``keras.regularizers.L2``. In
+    docs/atlas.md the best plain coefficient hardly moves with the count: a full
+    division is rarely what a larger network wants.
 
     Args:
         strength: Penalty per mean square weight; finite, 0 or more.

@@ -751,6 +751,24 @@ if BACKEND == "torch":
         loss = first.evaluations["validation"].data_loss
         assert loss == pytest.approx(kept, rel=1e-6)
 
+    def test_buffers_that_appear_late_or_cannot_be_written_to_are_no_fault():
+        class Module(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("ones", torch.ones(1).expand(5))
+
+            def forward(self, x):
+                if not hasattr(self, "late"):
+                    self.register_buffer("late", torch.ones(5))
+                return x * self.ones * self.late
+
+        wrapper = L.TorchModuleWrapper(Module(), output_shape=(None, 5))
+        network = sequential((4,), L.Dense(5, "relu"), wrapper)
+        problem = make_problem()
+        engine = make_engine(problem, network)
+        one = job(problem, initial=initial_weights(network), patience=2)
+        assert train(engine, one).curves == train(engine, one).curves
+
     @pytest.mark.parametrize("fault", ["other numbers", "error"])
     def test_recording_that_does_not_equal_the_layers_is_not_used(fault, monkeypatch):
         engine, loop, a_job = engine_and_loop(L.BatchNormalization())

@@ -46,7 +46,7 @@ class TrainingLoop:
         self._trainable = list(network.trainable_variables)
         self._other = list(network.non_trainable_variables)
         self._modules = _torch_modules(network)
-        self._fresh = _copies(self._buffers())
+        self._fresh = self._buffers(copied=True)
         self._coefficients: list[float] = []
         self._c = torch.zeros(0)
         self._decay = 0.0
@@ -69,7 +69,7 @@ class TrainingLoop:
         values = [*job.trainable, *job.other, *job.optimizer]
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
-        _assign(self._buffers(), self._fresh)
+        self._restore(self._fresh)
         self._decay = float(job.decay)
         # A recorded pass has looked whether a number is 0, as dropout does.
         self._zeros = tuple(not v.any() for v in job.other if np.size(v) == 1)
@@ -119,13 +119,18 @@ class TrainingLoop:
         squares = self._trainee.squares
         return torch.stack([squares(self._weights()), squares(gradients)])
 
-    def keep(self, state: list[Any], better: np.ndarray, kept: Any) -> list[Any]:
+    def keep(self, state: list[Any], better: np.ndarray, kept: Any) -> Any:
         """A copy of the weights."""
-        return _copies([*self._values(), *self._buffers()])
+        return _copies(self._values()), self._buffers(copied=True)
 
-    def go_back(self, state: list[Any], kept: list[Any]) -> list[Any]:
+    def go_back(self, state: list[Any], kept: Any) -> list[Any]:
         """Give the variables the values that were kept."""
-        _assign([*self._values(), *self._buffers()], kept)
+        values, buffers = kept
+        for variable, value in zip(
+            (*self._trainable, *self._other), values, strict=True
+        ):
+            variable.assign(value)
+        self._restore(buffers)
         return state
 
     def penalize(self, state: list[Any], coefficients: np.ndarray) -> list[Any]:
@@ -143,9 +148,20 @@ class TrainingLoop:
         """A result as a NumPy array."""
         return np.asarray(ops.convert_to_numpy(tensor))
 
-    def _buffers(self) -> list[Any]:
+    def _buffers(self, copied: bool = False) -> dict[Any, Any]:
         """What torch modules keep beside their weights: no variables of Keras."""
-        return [buffer for module in self._modules for buffer in module.buffers()]
+        return {
+            (i, name): buffer.clone() if copied else buffer
+            for i, module in enumerate(self._modules)
+            for name, buffer in module.named_buffers()
+        }
+
+    def _restore(self, values: dict[Any, Any]) -> None:
+        """Give buffers the values that they had; some appear in a first pass."""
+        for name, buffer in self._buffers().items():
+            # An expanded one cannot be written to, nor does it change.
+            if name in values and not torch.equal(buffer, values[name]):
+                buffer.copy_(values[name])
 
     def _values(self) -> list[Any]:
         return [v.value for v in (*self._trainable, *self._other)]
@@ -278,12 +294,6 @@ def _torch_modules(network: keras.Model) -> list[torch.nn.Module]:
 
 def _copies(tensors: list[Any]) -> list[Any]:
     return [tensor.detach().clone() for tensor in tensors]
-
-
-def _assign(tensors: list[Any], values: list[Any]) -> None:
-    with torch.no_grad():
-        for tensor, value in zip(tensors, values, strict=True):
-            tensor.copy_(value)
 
 
 def _is_recordable(network: keras.Model) -> bool:
