@@ -275,8 +275,17 @@ def test_training_that_breaks_off_thrice_leaves_nothing_after_the_fourth(tmp_pat
     for number in range(3):
         with pytest.raises(Broken):
             fit(model, x, y, CostMonitor(tmp_path / str(number)), BreakAt())
-    # One that measures nothing removes what the others left, too.
-    fit(model, x, y, CostMonitor(), validation_data=(x, y))
+    # One that measures nothing removes what the others left, before it trains.
+    logged = scalars(tmp_path / "2")
+    measuring = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            measuring.extend(m for m in self.model.metrics if "gradient" in m.name)
+
+    fit(model, x, y, CostMonitor(), Look(), validation_data=(x, y))
+    assert measuring == []
+    assert scalars(tmp_path / "2") == logged
     assert state(model) == untouched
     assert set(fit(model, x, y)) == {"loss"}
 

@@ -261,7 +261,7 @@ def shift_gradients(model: keras.Model, function: Any, directions: Any) -> Any:
         mapping = list(zip(variables, [*values, *others], strict=True))
 
         def at(shifts: Any) -> Any:
-            with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
+            with keras.StatelessScope(state_mapping=mapping):
                 return function(x, shifts)
 
         outputs, pullback, seen = jax.vjp(at, shifts, has_aux=True)
