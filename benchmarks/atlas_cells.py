@@ -71,6 +71,10 @@ class Cell:
         }
         if self.rule == DECAY:
             return {DECAY: Plane(**given, coarse=COARSE_TIMES, bounds=BOUNDS)}
+        if self.rule == "scaled":
+            # Divided by the size, the strength of a small network comes out weak.
+            coarse = (None, -10, *plane.COARSE[1:])
+            return {self.rule: Plane(**given, coarse=coarse)}
         if self.rule != L2:
             return {self.rule: Plane(**given)}
         rates = {"coarse": (2, 5), "bounds": (1, 9), "thorough": False}

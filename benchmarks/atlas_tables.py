@@ -95,11 +95,15 @@ def _suggested(results: Sequence[Result]) -> str:
         )
     head = ["E", "median regret", "largest", "at most 2 %", "surely more"]
     lines = [table(head, rows), ""]
-    for examples in sorted({r.head["examples"] for r in sgd}):
-        chosen = [r for r in sgd if r.head["examples"] == examples]
-        values = [_regret_of_folds(r, 1.0).value for r in chosen]
+    kinds = {(r.head["architecture"], r.head["examples"]) for r in sgd}
+    for architecture, examples in sorted(kinds):
+        values = [
+            _regret_of_folds(r, 1.0).value
+            for r in sgd
+            if (r.head["architecture"], r.head["examples"]) == (architecture, examples)
+        ]
         lines.append(
-            f"- E = 1 with {examples:,} examples: median "
+            f"- E = 1, {architecture}, {examples:,} examples: median "
             f"{100 * statistics.median(values):.1f} %, largest "
             f"{100 * max(values):.1f} %, in {len(values)} cells."
         )
