@@ -14,6 +14,7 @@ from atlas_results import (
     groups,
     regret_rows,
 )
+from atlas_rules import WORDS, rows
 
 from keras_scaled_l2.experiments.results.scaling import optimum
 
@@ -25,21 +26,24 @@ FEW = 1000
 PANELS = {0.0: "clean labels", 0.2: "20 % wrong labels"}
 
 
-def draw(results: Sequence[Result], folder: pathlib.Path) -> None:
+def draw(
+    results: Sequence[Result], others: Sequence[Result], folder: pathlib.Path
+) -> None:
     """Write ``atlas_best.svg`` and ``atlas_regret.svg``."""
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "atlas"
-    for name, figure in (("best", _best(results)), ("regret", _regret(results))):
+    figures = {"best": _best(results), "regret": _regret(results, others)}
+    for name, figure in figures.items():
         figure.savefig(folder / f"atlas_{name}.svg", metadata={"Date": None})
 
 
-def _figure(columns: int) -> tuple[Any, Any]:
+def _figure(columns: int, rows: int = 1) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    return figure, figure.subplots(1, columns, sharey=True)
+    figure = Figure(figsize=(10, 1.4 + 2.8 * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, sharey=True)
 
 
 def _line(group: tuple[Any, ...]) -> dict[str, Any]:
@@ -79,24 +83,29 @@ def _best(results: Sequence[Result]) -> Any:
     return figure
 
 
-def _regret(results: Sequence[Result]) -> Any:
+def _regret(results: Sequence[Result], others: Sequence[Result]) -> Any:
     """Regret of each rule against N."""
-    rules = [*POWERS, HALF_LIFE]
-    figure, axes = _figure(len(rules))
-    rows = list(regret_rows(results))
-    for axis, rule in zip(axes, rules, strict=True):
-        for group, cells in groups(results).items():
-            points = [
-                (n, found[rule]) for g, n, found in rows if g == group and rule in found
-            ]
-            if points:
-                # Where the strength was tuned it is the best.
-                x = [cells[0].weights, *(n for n, _ in points)]
-                axis.plot(x, [0, *(100 * r.value for _, r in points)], **_line(group))
+    panels: dict[str, dict[tuple[Any, ...], dict[int, float]]] = {
+        rule: {} for rule in (*POWERS, HALF_LIFE, *WORDS.values())
+    }
+    smallest = {group: cells[0].weights for group, cells in groups(results).items()}
+    for group, weights, regrets in regret_rows(results):
+        for rule, found in regrets.items():
+            # Where the strength was tuned it is the best.
+            line = panels[rule].setdefault(group, {smallest[group]: 0.0})
+            line[weights] = 100 * found.value
+    for row in rows(results, others):
+        line = panels[WORDS[row.cell.rule]].setdefault(row.cell.group, {})
+        line[row.cell.weights] = 100 * (row.kept or row.best).value
+    figure, axes = _figure(len(panels) // 2, rows=2)
+    for axis, (rule, lines) in zip(axes.flat, panels.items(), strict=True):
+        for group, line in lines.items():
+            axis.plot(list(line), list(line.values()), **_line(group))
         axis.axhline(2, color="black", linewidth=0.8, linestyle=":")
-        axis.set(xscale="log", xlabel="weights N", title=rule)
+        axis.set(xscale="log", xlabel="weights N", title=rule.replace("`", ""))
         _sizes(axis, results)
-    axes[0].set_ylabel("regret, % of the best validation loss")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("regret, % of the best loss of L2")
     _legend(figure, results)
     return figure
 

@@ -323,9 +323,10 @@ def main() -> None:
     import atlas_figures
 
     results = load()
-    made = tables(results, load(rules=True))
+    others = load(rules=True)
+    made = tables(results, others)
     PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
-    atlas_figures.draw(results, IMAGES)
+    atlas_figures.draw(results, others, IMAGES)
 
 
 if __name__ == "__main__":
