@@ -105,7 +105,7 @@ def _suggested(results: Sequence[Result]) -> str:
         lines.append(
             f"- E = 1, {architecture}, {examples:,} examples: median "
             f"{100 * statistics.median(values):.1f} %, largest "
-            f"{100 * max(values):.1f} %, in {len(values)} cells."
+            f"{100 * max(values):.1f} %; cells: {len(values)}."
         )
     return "\n".join(lines)
 
