@@ -192,6 +192,41 @@ def test_step_that_another_callback_remakes_is_measured_again(first, tmp_path):
     assert "train_step" not in vars(model)
 
 
+class Scaled(keras.layers.Layer):
+    """Times a number that a compiled step does not read again."""
+
+    factor = 1.0
+
+    def call(self, x):
+        return self.factor * x
+
+
+class Retrace(keras.callbacks.Callback):
+    """Another number from the second epoch on, in a step made anew."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            self.model.layers[0].factor = 3.0
+            self.model.make_train_function(force=True)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["monitor first", "monitor last"])
+def test_step_that_is_remade_for_what_no_key_knows_is_not_the_old_one(first, tmp_path):
+    x, y = data(12)
+
+    def trained(*callbacks):
+        keras.utils.set_random_seed(5)
+        unit = keras.layers.Dense(1, kernel_regularizer=ScaledL2(C))
+        model = keras.Sequential([keras.Input((4,)), Scaled(), unit])
+        fit(compiled(model, **QUICK), x, y, *callbacks, epochs=3)
+        return model.get_weights()
+
+    monitor = CostMonitor(tmp_path)
+    both = (monitor, Retrace()) if first else (Retrace(), monitor)
+    for a, b in zip(trained(Retrace()), trained(*both), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_unbuilt_model_is_measured_from_its_first_step(tmp_path):
     x, y = data(12)
 
