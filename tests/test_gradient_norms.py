@@ -89,7 +89,8 @@ def test_data_norm_keeps_its_digits_under_a_penalty_of_another_size(times):
     kernel, bias = record.norms.values()
     assert kernel.penalty / data_norm == pytest.approx(times, rel=1e-5)
     # The docstring's bound of GradientMeasurement, and the up to a thousand.
-    bound = max(1e-5, 1e-7 * times)
+    # TensorFlow's graph has the data gradient by itself.
+    bound = 1e-5 if BACKEND == "tensorflow" else max(1e-5, 1e-7 * times)
     assert bound <= 1e-4 or times > 1e3
     assert kernel.data == pytest.approx(data_norm, rel=bound)
     assert bias.data == pytest.approx(np.linalg.norm(by_b), rel=1e-5)
@@ -205,7 +206,9 @@ def test_weights_of_one_path_are_told_apart():
     model(x)
     expected = [np.linalg.norm(w) for w in model.get_weights()]
     [record] = watched(compiled(model, **QUICK), x, y, epochs=1)
-    assert len({v.path for v in model.weights}) < 4
+    paths = [v.path for v in model.weights]
+    assert len(set(paths)) == 2
+    assert list(record.norms) == [*paths[:2], *(f"{path}_1" for path in paths[2:])]
     found = [norms.weight for norms in record.norms.values()]
     assert found == pytest.approx(expected, rel=1e-6)
 
