@@ -98,11 +98,10 @@ def _row(pair: Pair, rules: Sequence[str]) -> list[str]:
     words = title(pair.few.group).replace(
         f" {pair.few.head['examples']:,} examples,", ""
     )
-    edge = " *" if few.edge or many.edge else ""
     return [
         words,
         f"{pair.few.weights:,}",
         *(f"{found.value:.1e}" for found in (few, many)),
-        interval(pair.slope, ".2f") + edge,
+        interval(pair.slope, ".2f"),
         *(percent(pair.regrets[r]) if r in pair.regrets else "-" for r in rules),
     ]

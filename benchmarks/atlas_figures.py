@@ -39,11 +39,11 @@ def draw(
         figure.savefig(folder / f"atlas_{name}.svg", metadata={"Date": None})
 
 
-def _figure(columns: int, rows: int = 1) -> tuple[Any, Any]:
+def _figure(columns: int, lines: int = 1) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 1.4 + 2.8 * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, sharey=True)
+    figure = Figure(figsize=(10, 1.4 + 2.8 * lines), layout="constrained")
+    return figure, figure.subplots(lines, columns, sharey=True)
 
 
 def _line(group: tuple[Any, ...]) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _regret(results: Sequence[Result], others: Sequence[Result]) -> Any:
     for row in rows(results, others):
         line = panels[WORDS[row.cell.rule]].setdefault(row.cell.group, {})
         line[row.cell.weights] = 100 * (row.kept or row.best).value
-    figure, axes = _figure(len(panels) // 2, rows=2)
+    figure, axes = _figure(len(panels) // 2, lines=2)
     for axis, (rule, lines) in zip(axes.flat, panels.items(), strict=True):
         for group, line in lines.items():
             axis.plot(list(line), list(line.values()), **_line(group))

@@ -232,14 +232,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def interval(found: Interval, spec: str) -> str:
+    """Value and 95 % interval; a star where it rests on an end of a sweep."""
     text = f"{found.value:{spec}}"
-    if found.low is None or found.high is None:
-        return text
-    return f"{text} [{found.low:{spec}}, {found.high:{spec}}]"
+    if found.low is not None and found.high is not None:
+        text += f" [{found.low:{spec}}, {found.high:{spec}}]"
+    return text + (" *" if found.edge else "")
 
 
 def percent(found: Interval) -> str:
-    value = f"{100 * found.value:.1f} %"
-    if found.low is None or found.high is None:
-        return value
-    return f"{value} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    """The same as a percentage."""
+    text = f"{100 * found.value:.1f} %"
+    if found.low is not None and found.high is not None:
+        text += f" [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    return text + (" *" if found.edge else "")

@@ -43,13 +43,12 @@ WORDS = {
     "prior": "`PriorL2`",
     "decay": "decoupled decay",
 }
-
-
 MEASURES = {
     "scaled": "Best mean c",
     "prior": "Best mean c",
     "decay": "Best decay times learning rate",
 }
+"""What a strength of the rule is in the tables."""
 
 
 class Row(NamedTuple):
@@ -210,14 +209,8 @@ def _row(row: Row) -> list[str]:
     return [
         f"{WORDS[cell.rule]}, {title(cell.group).replace(' 1,000 examples,', '')}",
         f"{cell.weights:,}",
-        interval(best, ".1e") + (" *" if best.edge else ""),
+        interval(best, ".1e"),
         f"{half_decades(rate):.2g}",
         percent(row.best),
-        *map(_percent, (row.kept, row.mean, row.l2)),
+        *("-" if r is None else percent(r) for r in (row.kept, row.mean, row.l2)),
     ]
-
-
-def _percent(found: Interval | None) -> str:
-    if found is None:
-        return "-"
-    return percent(found) + (" *" if found.edge else "")

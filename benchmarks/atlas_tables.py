@@ -152,7 +152,7 @@ def _exponents(results: Sequence[Result]) -> str:
         row = [title(group), _sizes(cells)]
         for criterion in ("loss", "accuracy", "last_loss"):
             found = exponent([r.sweep(criterion) for r in cells])
-            row.append(interval(found, ".2f") + (" *" if found.edge else ""))
+            row.append(interval(found, ".2f"))
         rows.append(row)
     head = ["", "weights", "loss, stopped early", "accuracy", "loss, last epoch"]
     return table(head, rows)
@@ -297,7 +297,7 @@ def _row(result: Result) -> list[str]:
     dropout = result.best_place(result.dropout, "loss") or 0
     return [
         f"{result.weights:,}",
-        interval(best, ".1e") + (" *" if best.edge else ""),
+        interval(best, ".1e"),
         f"{_strength(low)} to {_strength(high)}",
         f"{rate:.2g}",
         "-" if folds is None else f"{folds:.2g}",
