@@ -29,6 +29,7 @@ from keras_scaled_l2.cli_words import (
     joined,
     names,
 )
+from keras_scaled_l2.interrupts import kept_interrupt
 
 PROGRAM = "keras-scaled-l2"
 WRONG_INPUT = 2
@@ -77,9 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # TensorFlow, where it is installed, would greet the user under every backend.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        if arguments.run is not run_convert:
-            load_keras()
-        return run(arguments)
+        with kept_interrupt() as check_interrupt:
+            if arguments.run is not run_convert:
+                load_keras()
+                check_interrupt()
+            return run(arguments)
     except NumbersError as error:
         return _say(f"error: {error}", WRONG_INPUT)
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from keras_scaled_l2.experiments.interrupts import kept_interrupt
+from keras_scaled_l2.interrupts import kept_interrupt
 
 
 def press():
@@ -64,9 +64,36 @@ def test_interrupt_that_python_drops_is_not_printed(monkeypatch):
     assert sys.unraisablehook == printed.append
 
 
+def test_error_that_compiled_code_makes_of_an_interrupt_is_the_interrupt():
+    def compiled():
+        try:
+            press()
+        except KeyboardInterrupt as interrupt:
+            raise SystemError("returned a result with an exception set") from interrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught, kept_interrupt():
+        compiled()
+    assert isinstance(caught.value.__cause__, SystemError)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_one_inside_another_hears_what_the_outer_one_heard():
+    with pytest.raises(KeyboardInterrupt), kept_interrupt() as check:
+        with contextlib.suppress(KeyboardInterrupt):
+            press()
+        with pytest.raises(KeyboardInterrupt), kept_interrupt() as inner:
+            inner()
+        with pytest.raises(KeyboardInterrupt), kept_interrupt():
+            raise SystemError("returned a result with an exception set")
+        check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_no_interrupt_is_made_up():
     with kept_interrupt() as check:
         check()
+    with pytest.raises(ZeroDivisionError), kept_interrupt():
+        1 / 0  # noqa: B018
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

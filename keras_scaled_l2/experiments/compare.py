@@ -21,7 +21,6 @@ from keras_scaled_l2.experiments.dropout_variant import derive
 from keras_scaled_l2.experiments.engine import Engine, make_engine
 from keras_scaled_l2.experiments.environment import device, versions
 from keras_scaled_l2.experiments.following import Follower, learned_rule
-from keras_scaled_l2.experiments.interrupts import kept_interrupt
 from keras_scaled_l2.experiments.jobs import Job
 from keras_scaled_l2.experiments.plan import (
     DEFAULT_BATCH_SIZE,
@@ -54,6 +53,7 @@ from keras_scaled_l2.experiments.tasks import (
     settings_of,
     trial_seed,
 )
+from keras_scaled_l2.interrupts import kept_interrupt
 
 
 def compare(

@@ -12,7 +12,6 @@ from keras_scaled_l2.experiments import architectures
 from keras_scaled_l2.experiments.engine import Engine, make_engine
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.families import Family
-from keras_scaled_l2.experiments.interrupts import kept_interrupt
 from keras_scaled_l2.experiments.jobs import Job, Trained
 from keras_scaled_l2.experiments.plane import Plane, Point, half_decades, next_points
 from keras_scaled_l2.experiments.problems import Problem
@@ -29,6 +28,7 @@ from keras_scaled_l2.experiments.transfer_result import (
     points_of,
 )
 from keras_scaled_l2.experiments.tuner import Say, print_line, say_nothing
+from keras_scaled_l2.interrupts import kept_interrupt
 
 
 def transfer(

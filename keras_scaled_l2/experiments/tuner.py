@@ -11,7 +11,6 @@ from typing import Any
 
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.experiments.engine import Engine, make_engine
-from keras_scaled_l2.experiments.interrupts import kept_interrupt
 from keras_scaled_l2.experiments.results.curve import Block
 from keras_scaled_l2.experiments.results.files import finite
 from keras_scaled_l2.experiments.results.tuning import (
@@ -41,6 +40,7 @@ from keras_scaled_l2.experiments.tuning_plan import (
     TuningPlan,
 )
 from keras_scaled_l2.experiments.workers import AT_ONCE, Workers
+from keras_scaled_l2.interrupts import kept_interrupt
 
 Say = Callable[[str], None]
 PAUSE = 1.0
