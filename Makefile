@@ -22,7 +22,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 compare: $(VENV)/.with-tensorflow
 	KERAS_BACKEND=tensorflow $(BIN)/keras-scaled-l2 compare --hidden 128,128 \
-	    --seeds 10 --tune 5 --directory runs/compare
+	    --seeds 20 --tune 5 --directory runs/compare
 
 test: $(VENV)/.with-test $(BACKENDS:%=$(VENV)/.with-%)
 	@set -e; for backend in $(BACKENDS); do \

@@ -49,9 +49,13 @@ def test_best_arm_may_beat_none_and_not_its_neighbor():
     near = 0.4 + NOISE[::-1] + 0.001 * np.roll(NOISE, 3) / 0.01
     found = by_losses(none=0.5 + NOISE, l2=0.4 + NOISE[::-1], sample=near)
     winner = first_screen(found)[0]
-    assert "is better than none" in winner
+    assert "and is better than none; it" in winner
     assert "it is not significantly different from sample." in winner
     assert "its difference to sample is as it looks, about" in first_screen(found)[3]
+    found = by_losses(
+        none=0.5 + NOISE, l2=0.4 + NOISE[::-1], sample=near, dropout=0.6 + NOISE
+    )
+    assert "and is better than none and dropout; it" in first_screen(found)[0]
 
 
 def test_none_may_be_the_best():
@@ -60,6 +64,28 @@ def test_none_may_be_the_best():
     assert "without penalty" in first_screen(found)[2]
     close = by_losses(none=0.4 + NOISE, l2=0.4001 + NOISE[::-1])
     assert first_screen(close)[0].startswith("No arm won: no other has a better")
+
+
+def test_accuracy_that_prefers_another_arm_is_told():
+    def by_both(better):
+        losses, accuracies = (0.5, 0.4), (0.9 + better, 0.9)
+        arms = [
+            made_arm(
+                name,
+                [made_run(k, data_loss=a + n, accuracy=b) for k, n in enumerate(NOISE)],
+            )
+            for name, a, b in zip(("none", "l2"), losses, accuracies, strict=True)
+        ]
+        return first_screen(made_comparison(*arms))
+
+    winner, _, accuracy, *_ = by_both(0.05)
+    assert winner.startswith("l2 won: its test data loss")
+    assert accuracy == (
+        "Its test accuracy is 0.9000; none has the best, 0.9500, a difference that is "
+        "significant (corrected p 0.002)."
+    )
+    assert not any("accuracy" in line for line in by_both(0.0))
+    assert not any("accuracy" in line for line in by_both(-0.05))
 
 
 def test_undecided_comparison_says_how_many_seeds_decide_and_the_command():

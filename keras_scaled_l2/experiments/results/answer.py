@@ -25,11 +25,18 @@ POWER = 0.8
 MOST_SEEDS = 1000
 
 
-def answer(record: ComparisonRecord, analysis: Analysis) -> list[str]:
+def answer(
+    record: ComparisonRecord, analysis: Analysis, *others: Analysis
+) -> list[str]:
     """Which arm won, how sure that is, and at what strength.
 
+    Args:
+        record: The comparison.
+        analysis: Its arms by the metric that decides.
+        others: By other metrics, which are told where they do not agree.
+
     Returns:
-        Three or four sentences; the last one says how many seeds would decide what
+        Three to five sentences; the last one says how many seeds would decide what
         these leave open. One sentence for one seed; none if there is nothing to
         compare.
     """
@@ -47,6 +54,7 @@ def answer(record: ComparisonRecord, analysis: Analysis) -> list[str]:
     sentences = [
         _winner(found, metric, against),
         _certainty(found, against),
+        *(_disagreement(str(found.best), other) for other in others),
         _strength(record[found.best]),
         _more_seeds(record, found, against),
     ]
@@ -104,10 +112,10 @@ def _winner(found: MultipleComparison, metric: str, against: Difference) -> str:
         arms = len(found.means)
         return f"{best} won: its {metric} of {value} is the best of {arms} arms."
     if against.is_significant and best != REFERENCE:
+        worse = [d.arm for d in found.versus(best) if d.is_significant]
         return (
             f"{best} has the best {metric}, {value}, and is better than "
-            f"{against.versus}; it is not significantly different from "
-            f"{listed(open_)}."
+            f"{listed(worse)}; it is not significantly different from {listed(open_)}."
         )
     if best == REFERENCE:
         return f"No arm won: no other has a better {metric} than {best}, {value}."
@@ -131,12 +139,28 @@ def _certainty(found: MultipleComparison, against: Difference) -> str:
     relative = f" ({100 * abs(against.mean / base):.2g} %)" if base else ""
     ends = interval(against.low_corrected, against.high_corrected, ".2g")
     certain = f", with 95 % certainty within{ends}" if ends else ""
-    significance = "significant" if against.is_significant else "not significant"
     return (
         f"Over {found.seeds} seeds its difference to {against.versus} is "
-        f"{against.mean:+.2g}{relative}{certain}; it is {significance} "
-        f"(corrected p {against.p_corrected:.2g})."
+        f"{against.mean:+.2g}{relative}{certain}; it is {_significance(against)}."
     )
+
+
+def _disagreement(best: str, other: Analysis) -> str:
+    """Which arm another metric prefers to the best one."""
+    arms = other.arms
+    if arms.best is None or best in arms.level or best not in arms.means:
+        return ""
+    (difference,) = (d for d in arms.versus(arms.best) if d.arm == best)
+    return (
+        f"Its {other.metric.name} is {arms.means[best]:{other.spec}}; {arms.best} has "
+        f"the best, {arms.means[arms.best]:{other.spec}}, a difference that is "
+        f"{_significance(difference)}."
+    )
+
+
+def _significance(difference: Difference) -> str:
+    found = "significant" if difference.is_significant else "not significant"
+    return f"{found} (corrected p {difference.p_corrected:.2g})"
 
 
 def _strength(arm: ArmRecord) -> str:

@@ -71,7 +71,7 @@ def summarize(record: ComparisonRecord) -> Summary:
     notes = [note for table in found for note in table.notes]
     return Summary(
         title=f"{record.problem}: {', '.join(arm.name for arm in record.arms)}",
-        answer=tuple(answer(record, analyses[0])) if analyses else (),
+        answer=tuple(answer(record, *analyses)) if analyses else (),
         conclusions=tuple(conclusions(record, analyses)),
         tables=tuple(found),
         notes=(*notes, *method(analyses)),
