@@ -43,6 +43,11 @@ BATCH_SIZE = 64
 EPOCHS = {"mnist": 20, "fashion_mnist": 20, "mnist1d": 40}
 POOL, TEST = 12_000, 2_000
 """Images that a cell draws from, a sixth for validation; images of its test set."""
+SEQUENCES = {1000: 5000, 4000: 6000}
+"""Training examples of a cell of mnist1d -> sequences that are made for it.
+
+A fifth of them is for test, a sixth of the others for validation.
+"""
 SAVE_SECONDS = 60.0
 """A round of a large network takes longer than anybody wants to lose."""
 COLUMNS = (
@@ -89,11 +94,14 @@ class Trainer:
         return self._problems[key, seed]
 
     def _source(self, cell: Cell) -> Any:
+        from keras_scaled_l2.experiments.datasets import mnist1d
         from keras_scaled_l2.experiments.problems import load_problem
 
         found = load_problem(cell.problem, data_dir=self._folders.get(cell.problem))
         arrays = found.source.arrays
-        if cell.problem != "mnist1d":
+        if cell.problem == "mnist1d":
+            arrays = mnist1d(SEQUENCES[cell.examples]).arrays
+        else:
             arrays = dataclasses.replace(
                 arrays,
                 x_train=arrays.x_train[:POOL],

@@ -96,6 +96,8 @@ def cells() -> list[Cell]:
         ("fashion_mnist", 10_000, 0.0),
         ("mnist", 10_000, 0.2),
         ("fashion_mnist", 10_000, 0.2),
+        ("mnist1d", 4000, 0.0),
+        ("mnist1d", 4000, 0.2),
     ]
     found = []
     for rows, sizes in ((groups, SIZES), (many, SIZES)):

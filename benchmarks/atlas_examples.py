@@ -1,4 +1,4 @@
-"""What ten times the examples change: the table of docs/atlas.md about it."""
+"""What more examples change: the table of docs/atlas.md about it."""
 
 from __future__ import annotations
 

@@ -137,7 +137,8 @@ def _legend(figure: Any, results: Sequence[Result]) -> None:
         marker, label = MARKERS[architecture], f"clean, {architecture}"
         handles.append(Line2D([], [], **gray, marker=marker, linestyle="", label=label))
     if any(g[1] != FEW for g in groups(results)):
-        pale = Line2D([], [], **gray, alpha=0.45, label="pale: 10,000 examples")
+        label = "pale: 10,000 examples, mnist1d 4,000"
+        pale = Line2D([], [], **gray, alpha=0.45, label=label)
         handles.append(pale)
     # One row of all would be wider than the figure, and cut off.
     columns = -(-len(handles) // 2)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_scaled_l2.experiments.arrays import checked
+from keras_scaled_l2.experiments.datasets import mnist1d
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.idx import read_idx
 from keras_scaled_l2.experiments.problems import Source, load_problem
@@ -738,12 +739,13 @@ def fake_mnist1d():
     data = types.ModuleType("mnist1d.data")
 
     def make(arguments):
-        assert arguments == "its own"
         np.random.seed(42)
-        x, y = np.random.normal(size=(50, 40)), np.arange(50) % 5
+        count = arguments.num_samples // 100
+        x, y = np.random.normal(size=(count, 40)), np.arange(count) % 5
         return {"x": x[:40], "y": y[:40], "x_test": x[40:], "y_test": y[40:]}
 
-    data.get_dataset_args, data.make_dataset = lambda: "its own", make
+    data.get_dataset_args = lambda: types.SimpleNamespace(num_samples=70)
+    data.make_dataset = make
     return {"mnist1d": types.ModuleType("mnist1d"), "mnist1d.data": data}
 
 
@@ -757,6 +759,7 @@ def test_mnist1d_is_made_by_its_package_and_leaves_the_seed_alone(monkeypatch):
     assert np.random.random() == first
     assert problem.samples == {"train": 35, "validation": 5, "test": 10}
     assert problem.x_train.shape[1:] == (40,)
+    assert len(mnist1d(6000).arrays.x_test) == 20
 
 
 def test_missing_mnist1d_names_its_package(monkeypatch):

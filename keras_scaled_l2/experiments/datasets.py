@@ -55,13 +55,16 @@ def _breast_cancer() -> Dataset:
     return _packaged("breast-cancer", data.data, data.target, standardize=True)
 
 
-def _mnist1d() -> Dataset:
+def mnist1d(sequences: int = 5000) -> Dataset:
+    """So many sequences of the package mnist1d, a fifth of them for test."""
     install = "pip install mnist1d"
     data = require("mnist1d.data", "the problem mnist1d", install=install)
     before = np.random.get_state()
     try:
         # It draws from NumPy's global state, which it seeds with 42.
-        made = data.make_dataset(data.get_dataset_args())
+        arguments = data.get_dataset_args()
+        arguments.num_samples = sequences
+        made = data.make_dataset(arguments)
     finally:
         np.random.set_state(before)
     arrays = {
@@ -113,7 +116,7 @@ PROBLEMS: Mapping[str, Callable[[], Dataset]] = MappingProxyType(
         "mnist5k": _mnist5k,
         "digits": _digits,
         "breast-cancer": _breast_cancer,
-        "mnist1d": _mnist1d,
+        "mnist1d": mnist1d,
         "mnist": functools.partial(_downloaded, "mnist"),
         "fashion_mnist": functools.partial(_downloaded, "fashion_mnist"),
         "cifar10": functools.partial(_downloaded, "cifar10"),
