@@ -81,6 +81,11 @@ def compiled_loss(model: keras.Model) -> Any:
     return model._compile_loss
 
 
+def loss_weights(model: keras.Model) -> Any:
+    """The ``loss_weights`` of ``compile`` as they were given; or ``None``."""
+    return getattr(compiled_loss(model), "_user_loss_weights", None)
+
+
 def loss_tracker(model: keras.Model) -> Any:
     """The mean that Keras makes anew with each ``compile``."""
     return getattr(model, "_loss_tracker", None)

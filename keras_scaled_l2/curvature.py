@@ -9,9 +9,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.gradients import Tensor, to_numpy
 
 _TINY = 1e-12
+_MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 _KINDS = {
     "meansquarederror": "squares",
     "binarycrossentropy": "binary",
@@ -25,8 +27,9 @@ def loss_of(model: keras.Model) -> tuple[str, bool]:
 
     Raises:
         ValueError: If the loss is none of mean squared error, binary, categorical or
-            sparse categorical cross-entropy.
+            sparse categorical cross-entropy, or not their mean over the examples.
     """
+    _check_mean(model)
     given = getattr(model, "loss", None)
     loss = keras.losses.get(given) if isinstance(given, str) else given
     if isinstance(loss, keras.losses.Loss):
@@ -41,6 +44,22 @@ def loss_of(model: keras.Model) -> tuple[str, bool]:
             "sparse categorical cross-entropy without label smoothing, of one output."
         )
     return kind, logits
+
+
+def _check_mean(model: keras.Model) -> None:
+    """Refuse a loss k times the mean: the formulas would give a c 1/k of what is right."""
+    reduction = getattr(model.loss, "reduction", _MEANS[0])
+    if reduction not in _MEANS:
+        raise ValueError(
+            f"The loss has reduction={reduction!r}: expected the mean over the "
+            f"examples, {_MEANS[0]!r}, with a learning rate to match."
+        )
+    weights = _keras.loss_weights(model)
+    if any(float(w) != 1.0 for w in keras.tree.flatten(weights) if w is not None):
+        raise ValueError(
+            f"The model was compiled with loss_weights={weights!r}: expected none. "
+            "Compile it without, and multiply the learning rate by the weight."
+        )
 
 
 def output_width(model: keras.Model) -> int:

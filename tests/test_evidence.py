@@ -195,6 +195,14 @@ def test_what_the_evidence_cannot_do_is_refused_with_the_remedy():
         evidence_strengths(unit(0.0), x, y)
     with pytest.raises(ValueError, match=r"loss='mae': expected"):
         evidence_strengths(unit(0.1, loss="mae"), x, y)
+    summed = keras.losses.MeanSquaredError(reduction="sum")
+    with pytest.raises(ValueError, match=r"reduction='sum': expected the mean"):
+        evidence_strengths(unit(0.1, loss=summed), x, y)
+    for weights in (0.1, [0.1]):
+        weighted = unit(0.1)
+        weighted.compile("sgd", "mse", loss_weights=weights)
+        with pytest.raises(ValueError, match=r"0\.1\]?: expected none\. Compile"):
+            evidence_strengths(weighted, x, y)
     with pytest.raises(ValueError, match=r"5001 examples.*subset"):
         output_rows(unit(0.1), np.zeros((5001, 5), "float32"))
     model = keras.Sequential(
