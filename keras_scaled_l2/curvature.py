@@ -47,7 +47,7 @@ def loss_of(model: keras.Model) -> tuple[str, bool]:
 
 
 def _check_mean(model: keras.Model) -> None:
-    """Refuse a loss k times the mean: the formulas would give a c 1/k of what is right."""
+    """Refuse a loss k times the mean: the c of the formulas would be off by 1/k."""
     reduction = getattr(model.loss, "reduction", _MEANS[0])
     if reduction not in _MEANS:
         raise ValueError(

@@ -20,6 +20,8 @@ from keras_scaled_l2.gradients import (
 )
 from keras_scaled_l2.parts import Parts, split_loss, weighs_penalties
 
+_LOSS_SCALES = (2.0**15, 2.0**10, 2.0**5, 1.0)
+"""Below 6e-8 float16 has only 0; Keras's LossScaleOptimizer starts at the first."""
 _NUMBERED = "classes, y = np.unique(y, return_inverse=True)"
 
 
@@ -244,13 +246,27 @@ def data_gradient_norms(
     model: keras.Model, arrays: tuple[Any, Any, Any], batch_size: int
 ) -> dict[int, float]:
     """``id`` of each variable -> norm of its gradient of one step, dropout off."""
+    half = any(
+        layer.compute_dtype == "float16" for layer in _keras.layers_within(model)
+    )
+    for scale in _LOSS_SCALES if half else (1.0,):
+        norms = _scaled_norms(model, arrays, batch_size, scale)
+        if all(map(math.isfinite, norms.values())):
+            break
+    return norms
+
+
+def _scaled_norms(
+    model: keras.Model, arrays: tuple[Any, Any, Any], batch_size: int, scale: float
+) -> dict[int, float]:
     # The penalties are given as numbers here, so this is the data's gradient alone.
     gradients = loss_gradients(
-        model, lambda: model.compute_loss(**_arguments(model, arrays, 0, batch_size))
+        model,
+        lambda: scale * model.compute_loss(**_arguments(model, arrays, 0, batch_size)),
     )
     return {
-        id(variable): 0.0 if g is None else math.sqrt(number(sum_of_squares(g)))
-        for variable, g in zip(model.trainable_variables, gradients, strict=True)
+        id(v): 0.0 if g is None else math.sqrt(number(sum_of_squares(g))) / scale
+        for v, g in zip(model.trainable_variables, gradients, strict=True)
     }
 
 

@@ -261,6 +261,33 @@ def test_report_of_other_regularizers_has_their_penalty_and_no_coefficient():
     assert "L1" in str(report)
 
 
+def test_small_gradients_are_not_lost_in_float16():
+    rng = np.random.default_rng(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(16, "tanh", dtype="mixed_float16", kernel_regularizer=L2(0.1)),
+            layers.Dense(2048, dtype="mixed_float16", kernel_regularizer=L2(0.1)),
+            layers.Activation("linear", dtype="float32"),
+        ]
+    )
+    x = rng.normal(size=(128, 8)).astype("float32")
+    outputs = np.asarray(keras.ops.convert_to_numpy(model(x)), "float64")
+    y = (outputs + 0.01 * rng.normal(size=outputs.shape)).astype("float32")
+    model.compile("sgd", "mse")
+    found = cost_report(model, x, y, batch_size=128)
+    k1, b1, k2, _ = (w.astype("float64") for w in model.get_weights())
+    hidden = np.tanh(x @ k1 + b1)
+    errors = 2 * (outputs - y) / outputs.size
+    gradients = (x.T @ (errors @ k2.T * (1 - hidden**2)), hidden.T @ errors)
+    expected = [
+        0.2 * np.linalg.norm(k) / np.linalg.norm(g)
+        for k, g in zip((k1, k2), gradients, strict=True)
+    ]
+    ratios = [w.gradient_ratio for w in found.weights]
+    np.testing.assert_allclose(ratios, expected, rtol=0.01)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_report_of_half_precision_is_of_the_stored_weights(dtype):
     model = keras.Sequential(
