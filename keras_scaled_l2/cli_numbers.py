@@ -9,10 +9,18 @@ import math
 import os
 import re
 import traceback
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from keras_scaled_l2.units import CONVENTIONS, COUNTS, convert
+
+_UNREADABLE = (
+    *(OSError, ValueError, AttributeError, TypeError),
+    # What is left of a file whose copy broke off.
+    *(EOFError, zipfile.BadZipFile, zlib.error),
+)
 
 
 class NumbersError(Exception):
@@ -164,15 +172,16 @@ def _load_arrays(path: str) -> tuple[Any, Any]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: NumPy leaves the file of a damaged archive open.
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             for names in (("x", "y"), ("x_train", "y_train")):
                 if all(name in file for name in names):
                     x, y = (file[name] for name in names)
                     return x, y
             found = ", ".join(file) or "nothing"
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except _UNREADABLE as error:
         raise NumbersError(
-            f"{path!r} cannot be read as .npz: {str(error).splitlines()[0]}"
+            f"{path!r} cannot be read as .npz: {_one_line(error)}"
         ) from error
     raise NumbersError(
         f"{path!r} holds {found}: expected the arrays x and y, or x_train and y_train"

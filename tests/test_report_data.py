@@ -162,6 +162,18 @@ def test_command_says_in_one_line_what_is_wrong_with_data(
     assert len(line) < 700
 
 
+@pytest.mark.parametrize("kept", [0, 3, 60, 0.5, 0.9])
+def test_command_says_that_a_data_file_is_cut_off(kept, tmp_path, capsys):
+    model, path = tmp_path / "model.keras", tmp_path / "data.npz"
+    linear(keras.regularizers.L2(0.5)).save(model)
+    np.savez_compressed(path, x=X, y=Y)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if 0 < kept < 1 else kept])
+    assert cli.main(["report", str(model), "--data", str(path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "data.npz' cannot be read as .npz: " in line
+
+
 def test_command_reports_on_a_file_whose_loss_keras_cannot_load(tmp_path, capsys):
     """HDF5, as Keras 2 wrote it: Keras 3 does not find "mse" when it compiles."""
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
