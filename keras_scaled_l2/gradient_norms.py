@@ -19,6 +19,7 @@ from keras_scaled_l2.gradients import (
     data_summand,
     interceptor,
     metric_values,
+    penalty_follows_call,
     runs_in_xla,
     squared_norms,
     strategy_scope,
@@ -105,9 +106,10 @@ class GradientMeasurement:
 
     The gradient is the step's: of one batch, before clipping and accumulation, the
     loss scale divided out, summed over replicas. Weights under a penalty that is not
-    ``c * sum(w**2)`` are left out; so are all where the step does not tell its loss or
-    its gradients (a custom one that goes past ``compute_loss`` or the optimizer), and
-    where it computes its loss more than once.
+    ``c * sum(w**2)`` are left out, on JAX those under ``SpectralNormalization`` too;
+    so are all where the step does not tell its loss or its gradients (a custom one
+    that goes past ``compute_loss`` or the optimizer), and where it computes its loss
+    more than once.
     """
 
     def __init__(self, model: keras.Model, split: CostSplit) -> None:
@@ -119,7 +121,12 @@ class GradientMeasurement:
         self._key = key_of(model)
         self._watchers: dict[Watcher, None] = {}
         self._measuring = self._measured = False
-        self._weights = [v for v in model.trainable_weights if _is_quadratic(v)]
+        reassigned = _reassigned(model)
+        self._weights = [
+            v
+            for v in model.trainable_weights
+            if _is_quadratic(v) and id(v) not in reassigned
+        ]
         self._rules = [v.regularizer for v in self._weights]
         self._names = _unique_paths(self._weights)
         with strategy_scope(model):
@@ -320,6 +327,19 @@ class _Statistics(keras.metrics.Metric):
     def result(self) -> dict[str, Tensor]:
         """No entries in Keras's logs."""
         return {}
+
+
+def _reassigned(model: keras.Model) -> set[int]:
+    """``id`` of the penalized weights whose penalty is no function of them alone."""
+    if not penalty_follows_call():
+        return set()
+    return {
+        id(v)
+        for layer in _keras.layers_within(model)
+        if isinstance(layer, keras.layers.SpectralNormalization)
+        for v in layer.trainable_weights
+        if v.regularizer is not None
+    }
 
 
 def _is_quadratic(variable: keras.Variable) -> bool:

@@ -26,6 +26,7 @@ is_known = _BACKEND.is_known
 is_known_zero = _BACKEND.is_known_zero
 loss_gradients = _BACKEND.loss_gradients
 metric_values = _BACKEND.metric_values
+penalty_follows_call = _BACKEND.penalty_follows_call
 penalty_line = _BACKEND.penalty_line
 penalty_scope = _BACKEND.penalty_scope
 reaches_weights = _BACKEND.reaches_weights
@@ -47,6 +48,7 @@ __all__ = [
     "is_known_zero",
     "loss_gradients",
     "metric_values",
+    "penalty_follows_call",
     "penalty_line",
     "penalty_scope",
     "reaches_weights",

@@ -157,6 +157,36 @@ def test_penalties_of_another_form_are_left_out_of_the_norms(tmp_path):
     assert not [tag for tag in found if "chain/a" in tag or "chain/b" in tag]
 
 
+def test_no_norm_is_wrong_under_spectral_normalization():
+    def normalized(c):
+        keras.utils.set_random_seed(0)
+        inner = layers.Dense(
+            2,
+            use_bias=False,
+            kernel_regularizer=keras.regularizers.L2(c) if c else None,
+        )
+        last = layers.Dense(2, kernel_regularizer=keras.regularizers.L2(0.1))
+        network = [keras.Input((3,)), layers.SpectralNormalization(inner), last]
+        return compiled(keras.Sequential(network), **QUICK)
+
+    x, y = data(BATCH, features=3, outputs=2)
+    model, unpenalized = normalized(0.1), normalized(0.0)
+    model.set_weights(unpenalized.get_weights())
+    before = unpenalized.get_weights()
+    expected = np.linalg.norm(gradients(unpenalized, x, y)[0])
+    unpenalized.set_weights(before)
+    [record] = watched(model, x, y, epochs=1)
+    kernel = model.layers[0].layer.kernel.path
+    # On JAX its penalty is a function of all that the call made of it.
+    assert (kernel in record.norms) == (BACKEND != "jax")
+    if kernel in record.norms:
+        assert record.norms[kernel].data == pytest.approx(expected, rel=1e-4)
+    assert model.layers[1].kernel.path in record.norms
+    [record] = watched(unpenalized, x, y, epochs=1)
+    kernel = unpenalized.layers[0].layer.kernel.path
+    assert record.norms[kernel].data == pytest.approx(expected, rel=1e-4)
+
+
 def test_model_of_nothing_but_other_penalties_is_monitored_for_its_costs(tmp_path):
     l1 = keras.regularizers.L1(0.1)
     fit(three(l1, l1, l1), *data(outputs=2), CostMonitor(tmp_path, 1))

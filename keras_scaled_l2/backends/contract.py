@@ -133,6 +133,13 @@ class Backend(Protocol):
     def runs_in_xla(self, model: keras.Model) -> bool:
         """Whether TensorFlow compiles a model's training step with XLA."""
 
+    def penalty_follows_call(self) -> bool:
+        """Whether a penalty is a function of what a call made of its weight.
+
+        Of ``SpectralNormalization``, which assigns ``w / norm(w)`` to the kernel: in
+        JAX's one function of the weights its penalty is no ``c * sum(w**2)``.
+        """
+
     def metric_values(
         self, model: keras.Model, variables: Sequence[keras.Variable], step_result: Any
     ) -> list[Any]:

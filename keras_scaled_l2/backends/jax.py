@@ -36,6 +36,7 @@ __all__ = [
     "is_known_zero",
     "loss_gradients",
     "metric_values",
+    "penalty_follows_call",
     "penalty_line",
     "penalty_scope",
     "reaches_weights",
@@ -177,6 +178,11 @@ def reaches_weights(
     # An effect may carry it past the operations.
     made = map(id, traced.jaxpr.outvars)
     return bool(traced.effects) or not reached.isdisjoint(made)
+
+
+def penalty_follows_call() -> bool:
+    """See ``contract.Backend``."""
+    return True
 
 
 def metric_values(

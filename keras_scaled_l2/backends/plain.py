@@ -126,6 +126,11 @@ def runs_in_xla(model: keras.Model) -> bool:
     return False
 
 
+def penalty_follows_call() -> bool:
+    """See ``contract.Backend``."""
+    return False
+
+
 def metric_values(
     model: keras.Model, variables: Sequence[keras.Variable], step_result: Any
 ) -> list[Any]:
