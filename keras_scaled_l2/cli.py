@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with kept_interrupt() as check_interrupt:
             if arguments.run is not run_convert:
-                load_keras()
+                load_keras(serializes=getattr(arguments, "serializes", True))
                 check_interrupt()
             return run(arguments)
     except NumbersError as error:

@@ -71,7 +71,7 @@ def add_report(commands: Any) -> None:
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--markdown", action="store_true", help="print Markdown")
     shape.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_report)
+    parser.set_defaults(run=_report, serializes=False)
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
@@ -118,8 +118,12 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def load_keras() -> None:
+def load_keras(*, serializes: bool = True) -> None:
     """Load Keras and its backend without TensorFlow's banner on standard error.
+
+    Args:
+        serializes: Whether the command will have Keras serialize a layer, which loads
+            TensorFlow under every backend, where it is installed.
 
     Raises:
         NumbersError: If the backend that is asked for is not installed.
@@ -130,6 +134,8 @@ def load_keras() -> None:
             import keras
 
             keras.ops.zeros(())  # the banner's second half comes with the first tensor
+            if serializes:
+                keras.saving.serialize_keras_object(keras.initializers.Zeros())
     except (ImportError, ValueError) as error:  # not installed, or not a backend
         backend = os.environ.get("KERAS_BACKEND", "tensorflow")
         raise NumbersError(

@@ -176,6 +176,23 @@ def test_help_gives_the_defaults_that_hold(capsys):
     assert f"{rates['sgd']} for sgd, {rates['adam']} for adam" in shown
 
 
+def test_quiet_command_says_nothing_on_standard_error(small, tmp_path):
+    # In a process of its own: libraries greet past Python, once, as they are loaded.
+    command = [sys.executable, "-m", "keras_scaled_l2", *small, "--arms", "none"]
+    environment = {**os.environ, "KERAS_BACKEND": keras.config.backend()}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    done = subprocess.run(
+        [*command, "--seeds", "1", "--quiet", "--directory", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
 def test_ctrl_c_is_one_line_and_loses_no_finished_run(small, tmp_path):
     # In a process of its own: the signal must come from outside, and nothing but the
     # command has imported the rules.
