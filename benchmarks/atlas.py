@@ -257,7 +257,7 @@ def write(
     from keras_scaled_l2.experiments.results.files import finite, write_text
 
     rows = [
-        json.dumps(finite([*point, *(_rounded(record[n]) for n in COLUMNS[4:])]))
+        json.dumps(finite([*point, *(record[n] for n in COLUMNS[4:])]))
         for point, record in sorted(records.items(), key=lambda item: str(item[0]))
     ]
     text = json.dumps({**head, "columns": COLUMNS}, indent=1)
@@ -306,7 +306,8 @@ def _train_cell(
     while points := lacking(cell, records):
         saved = time.perf_counter()
         for point, record in trainer.train(cell, points):
-            records[point] = record
+            # As the file will have it: who goes on from there decides the same.
+            records[point] = {n: _rounded(value) for n, value in record.items()}
             over = time.time() > until
             if over or time.perf_counter() - saved > SAVE_SECONDS:
                 saved = save(finished=False)
