@@ -177,7 +177,7 @@ def cost_report(
                 ratio,
                 optimizer,
                 factors=factors,
-                updates=_updates(model, samples, batch_size, epochs),
+                steps=_steps(samples, batch_size, epochs),
             )
         ),
         equivalents=_equivalents(
@@ -204,14 +204,13 @@ def _with_gamma(
     return tuple(dataclasses.replace(w, gamma=found[w.path]) for w in weights)
 
 
-def _updates(
-    model: keras.Model, samples: int | None, batch_size: int | None, epochs: int | None
+def _steps(
+    samples: int | None, batch_size: int | None, epochs: int | None
 ) -> int | None:
-    """Updates of the weights in a training of so many epochs, where that is known."""
+    """Steps of a training of so many epochs, where that is known."""
     if samples is None or batch_size is None or epochs is None:
         return None
-    steps = positive_count("epochs", epochs) * math.ceil(samples / batch_size)
-    return steps // accumulated_steps(model)
+    return positive_count("epochs", epochs) * math.ceil(samples / batch_size)
 
 
 def _check_optimizer(model: keras.Model, rules: Sequence[tuple[Weight, Any]]) -> None:

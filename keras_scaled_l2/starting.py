@@ -12,7 +12,7 @@ from keras_scaled_l2.costs import FirstStep, tell_first_step
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.efolds import inert_sentence
 from keras_scaled_l2.findings import text_of_dropped, text_of_forgotten
-from keras_scaled_l2.fitting import accumulated_steps, plain_optimizer, updates
+from keras_scaled_l2.fitting import plain_optimizer
 from keras_scaled_l2.parts import penalty_of
 from keras_scaled_l2.rule import Rule, effective_coefficient
 
@@ -101,9 +101,8 @@ def inert(model: keras.Model, params: Mapping[str, Any]) -> str | None:
     return inert_sentence(
         [float(c) for c in found],
         optimizer,
-        params.get("epochs", 1) * steps // accumulated_steps(model),
+        params.get("epochs", 1) * steps,
         weights=sum(elements(v.shape) for _, v, _ in weights),
-        start=updates(model),
     )
 
 

@@ -16,9 +16,10 @@ from keras_scaled_l2.efolds import (
     e_folds_per_coefficient,
     is_exact,
     learning_rates,
+    updates_in,
 )
 from keras_scaled_l2.fan_in import is_per_unit
-from keras_scaled_l2.fitting import accumulated_steps, plain_optimizer
+from keras_scaled_l2.fitting import plain_optimizer, steps_per_update
 from keras_scaled_l2.rule import Rule, effective_coefficient
 from keras_scaled_l2.validation import positive, positive_count
 
@@ -116,7 +117,7 @@ def suggest(
     optimizer = _optimizer(model, optimizer)
     if isinstance(rule, Rule):
         rule.check_optimizer(optimizer)
-    updates = epochs * math.ceil(samples / batch_size) // accumulated_steps(model)
+    updates = _updates(optimizer, epochs, math.ceil(samples / batch_size))
     sizes, given = _coefficients(model, rule, counts)
     per_coefficient = e_folds_per_coefficient(optimizer, updates, weights=sum(sizes))
     total = learning_rates(optimizer, updates)
@@ -228,6 +229,21 @@ def _optimizer(
         raise ValueError(
             f"optimizer={optimizer!r} for the model {model.name!r}: expected a Keras "
             "optimizer. Pass optimizer=keras.optimizers.SGD(...), or compile the model."
+        )
+    return found
+
+
+def _updates(optimizer: keras.optimizers.Optimizer, epochs: int, steps: int) -> int:
+    """Updates of the weights in so many epochs of so many steps: at least one."""
+    found = updates_in(epochs * steps, optimizer)
+    if not found:
+        each = steps_per_update(optimizer)
+        name = type(optimizer).__name__
+        raise ValueError(
+            f"epochs={epochs} of {steps} steps each are {epochs * steps} steps, and "
+            f"{name} with gradient_accumulation_steps={each} updates the weights once "
+            f"in {each} steps: no update happens. Expected one at least: train for "
+            f"epochs={math.ceil(each / steps)} or more, or accumulate fewer."
         )
     return found
 
