@@ -20,14 +20,13 @@ from keras_scaled_l2.counts import (
 )
 from keras_scaled_l2.fan_in import Shape, fan_in, format_fan_ins, is_per_unit
 from keras_scaled_l2.fitting import (
-    accumulated_steps,
-    current_learning_rate,
     excluding_from_weight_decay,
     plain_optimizer,
     rebuild_steps,
     weight_decay_of,
     without_weight_decay,
 )
+from keras_scaled_l2.half_life import optimizer_counts
 from keras_scaled_l2.rule import Rule
 from keras_scaled_l2.saving import unsaved
 from keras_scaled_l2.validation import check_is_model, positive_count
@@ -280,7 +279,9 @@ def resolved(model: keras.Model, counts: Mapping[str, Any]) -> list[tuple[Weight
             rule.resolve(
                 {
                     **counts,
-                    **_optimizer_counts(model, weight, counts.get("batch_size")),
+                    **optimizer_counts(
+                        plain_optimizer(model, weight.variable), rule, counts
+                    ),
                     "model_weights": model_weights,
                     "layer_weights": by_layer[id(weight.config_layer)],
                     "fan_in": fan_ins[id(weight.config_layer), weight.attribute],
@@ -314,22 +315,6 @@ def _fan_ins_by_config(weights: Iterable[Weight]) -> dict[tuple[int, str | None]
 def _uses_fan_in(weight: Weight) -> bool:
     rule = weight.variable.regularizer
     return isinstance(rule, Rule) and "fan_in" in rule.needs
-
-
-def _optimizer_counts(
-    model: keras.Model, weight: Weight, batch_size: int | None
-) -> dict[str, Any]:
-    """What the compiled optimizer tells: learning rate, momentum, accumulation."""
-    optimizer = plain_optimizer(model, weight.variable)
-    if optimizer is None:
-        return {}
-    known: dict[str, Any] = {"learning_rate": current_learning_rate(optimizer)}
-    if isinstance(optimizer, keras.optimizers.SGD):
-        known["momentum"] = float(optimizer.momentum)
-    if batch_size is not None:
-        # The examples of one update, which is what a rule means by a batch.
-        known["batch_size"] = batch_size * accumulated_steps(model, weight.variable)
-    return known
 
 
 def _warn_of_unsaved(model: keras.Model, weights: Iterable[Weight]) -> None:

@@ -94,10 +94,12 @@ def gradients_given(optimizer: keras.optimizers.Optimizer | None) -> int:
     return int(to_numpy(_keras.gradients_given(optimizer)))
 
 
-def current_learning_rate(optimizer: keras.optimizers.Optimizer) -> float | None:
+def current_learning_rate(
+    optimizer: keras.optimizers.Optimizer | None,
+) -> float | None:
     """The learning rate of the next step; of a schedule, its value at this moment.
 
-    None for a ``MultiOptimizer``, which has several.
+    None for a ``MultiOptimizer``, which has several, and where there is none.
     """
     rate = getattr(optimizer, "learning_rate", None)
     return None if rate is None else float(to_numpy(rate))

@@ -184,8 +184,7 @@ def cost_report(
             weights,
             optimizer,
             samples,
-            # Other libraries have no name for steps that share an update.
-            None if batch_size is None else batch_size * accumulated_steps(model),
+            _examples_of_update(model, samples, batch_size),
         ),
         samples=samples,
         batch_size=batch_size,
@@ -202,6 +201,15 @@ def _with_gamma(
         )
     found = determined_parameters(model, x[: most_examples(model)], samples or len(x))
     return tuple(dataclasses.replace(w, gamma=found[w.path]) for w in weights)
+
+
+def _examples_of_update(
+    model: keras.Model, samples: int | None, batch_size: int | None
+) -> int | None:
+    """The batch size of libraries that have no name for steps that share an update."""
+    if batch_size is None:
+        return None
+    return min(batch_size, samples or batch_size) * accumulated_steps(model)
 
 
 def _steps(
