@@ -27,7 +27,7 @@ from keras_scaled_l2.fitting import (
     without_weight_decay,
 )
 from keras_scaled_l2.half_life import optimizer_counts
-from keras_scaled_l2.rule import Rule
+from keras_scaled_l2.rule import Rule, check_is_regularizer
 from keras_scaled_l2.saving import unsaved
 from keras_scaled_l2.validation import check_is_model, positive_count
 
@@ -83,11 +83,7 @@ def attach(
         >>> len(attach(model, ScaledL2(1.0)))
         1
     """
-    if not isinstance(rule, keras.Regularizer):
-        raise TypeError(
-            f"rule={rule!r} is of type {type(rule).__name__}: expected a regularizer "
-            "such as ScaledL2(1.0) or SampleL2(1.0)."
-        )
+    check_is_regularizer(rule)
     check_built(model)
     selected = _selector(where)
     trainable = trainable_weights(model)
@@ -262,12 +258,17 @@ def _resolve(model: keras.Model, counts: Mapping[str, Any]) -> bool:
     return any([_set(weight, rule) for weight, rule in resolved(model, counts)])
 
 
-def resolved(model: keras.Model, counts: Mapping[str, Any]) -> list[tuple[Weight, Any]]:
+def resolved(
+    model: keras.Model,
+    counts: Mapping[str, Any],
+    optimizer: keras.optimizers.Optimizer | None = None,
+) -> list[tuple[Weight, Any]]:
     """The penalized weights with their regularizers, the rules resolved as by ``bind``.
 
     Args:
         model: A built model; left as it is.
         counts: ``samples`` and ``batch_size``, each a number or ``None``.
+        optimizer: ``None`` for the one that the model was compiled with.
     """
     weights = penalized_weights(model)
     by_layer = count_by_layer(weights)
@@ -280,7 +281,9 @@ def resolved(model: keras.Model, counts: Mapping[str, Any]) -> list[tuple[Weight
                 {
                     **counts,
                     **optimizer_counts(
-                        plain_optimizer(model, weight.variable), rule, counts
+                        optimizer or plain_optimizer(model, weight.variable),
+                        rule,
+                        counts,
                     ),
                     "model_weights": model_weights,
                     "layer_weights": by_layer[id(weight.config_layer)],
