@@ -7,6 +7,7 @@ coefficient; above some 30 the data hardly count.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -165,41 +166,65 @@ def inert_below(optimizer: keras.optimizers.Optimizer) -> float:
     return INERT if is_exact(optimizer) else INERT / STAND_IN_MARGIN
 
 
+@dataclasses.dataclass(frozen=True)
+class Reach:
+    """How far penalties reach over a training to come; numbers, without its model.
+
+    Args:
+        updates: Updates of the weights.
+        per_coefficient: ``E / c``; ``None`` where nobody can tell.
+        inert_below: E-folds below which a penalty is inert.
+        exact: Whether E is exact, and not the stand-in.
+    """
+
+    updates: int
+    per_coefficient: float | None
+    inert_below: float
+    exact: bool
+
+
+def reach(optimizer: keras.optimizers.Optimizer, steps: int, *, weights: int) -> Reach:
+    """How far penalties reach over the training about to run.
+
+    Args:
+        optimizer: The optimizer, as far as it has come: a schedule goes on from there.
+        steps: Steps that are to come; several may make one update.
+        weights: Number of penalized weights.
+    """
+    given = gradients_given(optimizer)
+    updates = updates_in(steps, optimizer, given)
+    start = given // steps_per_update(optimizer)
+    return Reach(
+        updates,
+        e_folds_per_coefficient(optimizer, updates, weights=weights, start=start),
+        inert_below(optimizer),
+        is_exact(optimizer),
+    )
+
+
 def inert_sentence(
-    coefficients: Sequence[float],
-    optimizer: keras.optimizers.Optimizer,
-    steps: int,
-    *,
-    weights: int,
+    coefficients: Sequence[float], over: Reach, factor: float = 1.0
 ) -> str | None:
     """What to say of a penalty that is inert over the training about to run.
 
     Args:
-        coefficients: The effective ``c`` of every penalized weight tensor.
-        optimizer: The optimizer, as far as it has come: a schedule goes on from there.
-        steps: Steps that are to come; several may make one update.
-        weights: Number of penalized weights.
+        coefficients: The ``c`` of every penalized weight tensor.
+        over: How far they reach over it.
+        factor: The weight that the loss gives all penalties.
 
     Returns:
         The sentence with the coefficient for E = 1; ``None`` if the penalty is not
         inert, or nobody can tell.
     """
     largest = max(coefficients, default=0.0)
-    given = gradients_given(optimizer)
-    updates = updates_in(steps, optimizer, given)
-    start = given // steps_per_update(optimizer)
-    per_coefficient = e_folds_per_coefficient(
-        optimizer, updates, weights=weights, start=start
-    )
-    if not per_coefficient or largest <= 0:
-        return None
+    per_coefficient = factor * (over.per_coefficient or 0.0)
     folds = largest * per_coefficient
-    if folds >= inert_below(optimizer):
+    if folds <= 0 or folds >= over.inert_below:
         return None
-    about = "" if is_exact(optimizer) else "in order of magnitude "
+    about = "" if over.exact else "in order of magnitude "
     span = "" if min(coefficients) == largest else " at the largest"
     return (
-        f"The penalty is inert: over the {updates:,} updates of this training it "
+        f"The penalty is inert: over the {over.updates:,} updates of this training it "
         f"shrinks no weight by more than {about}{-math.expm1(-folds):.2g} of itself "
         f"(E = {folds:.2g} e-folds; below {INERT:g} nothing happens). E = 1 takes "
         f"c = {1.0 / per_coefficient:.3g}{span}, {1.0 / folds:,.0f} times as much."

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_scaled_l2 import _keras
 from keras_scaled_l2.counts import walk
-from keras_scaled_l2.efolds import inert_sentence
+from keras_scaled_l2.efolds import inert_sentence, reach
 from keras_scaled_l2.fitting import (
     plain_optimizer,
     weight_decay_of,
@@ -141,9 +141,8 @@ def _inert(
     coefficients = [w.coefficient for w in weights if w.coefficient is not None]
     if steps is None or optimizer is None or len(coefficients) < len(weights):
         return
-    text = inert_sentence(
-        coefficients, optimizer, steps, weights=sum(w.count for w in weights)
-    )
+    over = reach(optimizer, steps, weights=sum(w.count for w in weights))
+    text = inert_sentence(coefficients, over)
     if text is not None:
         yield Finding("inert", text)
 

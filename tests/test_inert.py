@@ -154,3 +154,83 @@ def test_report_takes_a_schedule_as_far_as_the_optimizer_has_come(capsys):
     # ApplyL2 says the same.
     train(model, 5, ApplyL2())
     assert finding.text in capsys.readouterr().out
+
+
+L2_OF_E = keras.regularizers.L2
+
+
+def compiled(c=None, rate=0.1, **options):
+    model = model_of(1)
+    if c is not None:
+        attach(model, L2_OF_E(c))
+    model.compile(optimizers.SGD(rate), "mse", **options)
+    return model
+
+
+def test_epochs_before_the_initial_one_are_not_to_come(capsys):
+    # E of all 1000 epochs is 0.32, of the two that are trained 0.00064.
+    model = compiled()
+    folds = train(model, 1000, ApplyL2(L2_OF_E(1e-4)), initial_epoch=998)
+    updates, told = said(capsys.readouterr().out)
+    assert updates == 2 * STEPS
+    assert told == pytest.approx(2 * 1e-4 * 0.1 * 2 * STEPS, rel=0.02)
+    assert folds == pytest.approx(told, rel=0.02)
+
+
+def test_epochs_that_a_backup_has_trained_are_not_to_come(tmp_path, capsys):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 27:
+                raise KeyboardInterrupt
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(str(tmp_path))
+
+    schedule = schedules.ExponentialDecay(0.1, 100, 0.5)
+    rule = L2_OF_E(0.005)
+    with pytest.raises(KeyboardInterrupt):
+        train(compiled(rate=schedule), 30, ApplyL2(rule), backup(), Stop())
+    assert "inert" not in capsys.readouterr().out
+    # Whichever comes first: the backup sets the epoch as the training begins.
+    train(compiled(rate=schedule), 30, ApplyL2(rule), backup())
+    updates, told = said(capsys.readouterr().out)
+    assert updates in (2 * STEPS, 3 * STEPS)
+    given = 30 * STEPS - updates
+    total = rates_of_updates(lambda i: 0.1 * 0.5 ** (i / 100), updates, given=given)
+    assert told == pytest.approx(2 * 0.005 * total, rel=0.05)
+
+
+class Weighing(keras.Sequential):
+    """A model whose loss holds a fraction of the penalties."""
+
+    factor = 1e-4
+
+    def compute_loss(self, x=None, y=None, y_pred=None, **options):
+        data = keras.ops.mean(keras.ops.square(y - y_pred))
+        return data + self.factor * keras.ops.sum(keras.ops.stack(self.losses))
+
+
+@pytest.mark.parametrize(("factor", "c"), [(1e-4, 1.0), (0.5, 1.0), (100.0, 1e-4)])
+def test_penalty_counts_with_the_weight_that_the_loss_gives_it(factor, c, capsys):
+    layer = keras.layers.Dense(1, use_bias=False, kernel_regularizer=L2_OF_E(c))
+    model = Weighing([keras.Input((8,)), layer])
+    model.factor = factor
+    model.compile(optimizers.SGD(0.1))
+    folds = train(model, 1, ApplyL2())
+    text = capsys.readouterr().out
+    assert ("inert" in text) is (folds < 0.02)
+    if "inert" in text:
+        updates, told = said(text)
+        assert updates == STEPS
+        assert told == pytest.approx(folds, rel=0.02)
+
+
+def test_penalty_that_the_loss_drops_is_told_as_that_and_not_as_inert(capsys):
+    layer = keras.layers.Dense(1, use_bias=False, kernel_regularizer=L2_OF_E(1e-5))
+    model = Weighing([keras.Input((8,)), layer])
+    model.factor = 0.0
+    model.compile(optimizers.SGD(0.1))
+    train(model, 1, ApplyL2())
+    text = capsys.readouterr().out
+    assert "does not act" in text
+    assert "inert" not in text
