@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 
 from keras_scaled_l2.fitting import current_learning_rate, steps_per_update
-
-if TYPE_CHECKING:
-    from keras_scaled_l2.regularizers import HalfLifeL2
 
 
 def optimizer_counts(
@@ -45,8 +42,15 @@ def is_usable(rate: float | None) -> bool:
     return rate is not None and math.isfinite(rate) and rate > 0
 
 
-def check_half_life(rule: HalfLifeL2, optimizer: keras.optimizers.Optimizer) -> None:
+def check_half_life(
+    rule: Any, optimizer: keras.optimizers.Optimizer, count: Callable[[str], Any]
+) -> None:
     """Refuse an optimizer under which the penalty has no half-life.
+
+    Args:
+        rule: A ``HalfLifeL2``.
+        optimizer: The one that updates the weight.
+        count: As ``decoupled_decay`` takes it.
 
     Raises:
         ValueError: With the remedy: for an adaptive one its decoupled decay; where the
@@ -58,7 +62,7 @@ def check_half_life(rule: HalfLifeL2, optimizer: keras.optimizers.Optimizer) -> 
             f"{rule!r} has no half-life under {name}: expected keras.optimizers.SGD. "
             f"{name} divides the penalty's gradient by the size of the gradient. For a "
             f"half-life of {rule.epochs:g} epochs remove the rule and use decoupled "
-            f"decay: {decoupled_decay(optimizer, rule.epochs, rule._count)}."
+            f"decay: {decoupled_decay(optimizer, rule.epochs, count)}."
         )
     rate = current_learning_rate(optimizer)
     if rule.learning_rate is None and rate is not None and not is_usable(rate):

@@ -288,7 +288,7 @@ class HalfLifeL2(Rule):
 
     def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Refuses all but ``keras.optimizers.SGD``; see ``Rule.check_optimizer``."""
-        check_half_life(self, optimizer)
+        check_half_life(self, optimizer, self._count)
 
     def resolve(self, counts: Mapping[str, Any]) -> Self:
         """A copy that knows its counts; a learning rate of 0 is none."""
