@@ -20,15 +20,14 @@ from keras_scaled_l2.counts import (
 )
 from keras_scaled_l2.fan_in import Shape, fan_in, format_fan_ins, is_per_unit
 from keras_scaled_l2.fitting import (
-    accumulated_steps,
-    current_learning_rate,
     excluding_from_weight_decay,
     plain_optimizer,
     rebuild_steps,
     weight_decay_of,
     without_weight_decay,
 )
-from keras_scaled_l2.rule import Rule
+from keras_scaled_l2.half_life import optimizer_counts
+from keras_scaled_l2.rule import Rule, check_is_regularizer
 from keras_scaled_l2.saving import unsaved
 from keras_scaled_l2.validation import check_is_model, positive_count
 
@@ -84,11 +83,7 @@ def attach(
         >>> len(attach(model, ScaledL2(1.0)))
         1
     """
-    if not isinstance(rule, keras.Regularizer):
-        raise TypeError(
-            f"rule={rule!r} is of type {type(rule).__name__}: expected a regularizer "
-            "such as ScaledL2(1.0) or SampleL2(1.0)."
-        )
+    check_is_regularizer(rule)
     check_built(model)
     selected = _selector(where)
     trainable = trainable_weights(model)
@@ -263,12 +258,17 @@ def _resolve(model: keras.Model, counts: Mapping[str, Any]) -> bool:
     return any([_set(weight, rule) for weight, rule in resolved(model, counts)])
 
 
-def resolved(model: keras.Model, counts: Mapping[str, Any]) -> list[tuple[Weight, Any]]:
+def resolved(
+    model: keras.Model,
+    counts: Mapping[str, Any],
+    optimizer: keras.optimizers.Optimizer | None = None,
+) -> list[tuple[Weight, Any]]:
     """The penalized weights with their regularizers, the rules resolved as by ``bind``.
 
     Args:
         model: A built model; left as it is.
         counts: ``samples`` and ``batch_size``, each a number or ``None``.
+        optimizer: ``None`` for the one that the model was compiled with.
     """
     weights = penalized_weights(model)
     by_layer = count_by_layer(weights)
@@ -280,7 +280,11 @@ def resolved(model: keras.Model, counts: Mapping[str, Any]) -> list[tuple[Weight
             rule.resolve(
                 {
                     **counts,
-                    **_optimizer_counts(model, weight, counts.get("batch_size")),
+                    **optimizer_counts(
+                        optimizer or plain_optimizer(model, weight.variable),
+                        rule,
+                        counts,
+                    ),
                     "model_weights": model_weights,
                     "layer_weights": by_layer[id(weight.config_layer)],
                     "fan_in": fan_ins[id(weight.config_layer), weight.attribute],
@@ -314,22 +318,6 @@ def _fan_ins_by_config(weights: Iterable[Weight]) -> dict[tuple[int, str | None]
 def _uses_fan_in(weight: Weight) -> bool:
     rule = weight.variable.regularizer
     return isinstance(rule, Rule) and "fan_in" in rule.needs
-
-
-def _optimizer_counts(
-    model: keras.Model, weight: Weight, batch_size: int | None
-) -> dict[str, Any]:
-    """What the compiled optimizer tells: learning rate, momentum, accumulation."""
-    optimizer = plain_optimizer(model, weight.variable)
-    if optimizer is None:
-        return {}
-    known: dict[str, Any] = {"learning_rate": current_learning_rate(optimizer)}
-    if isinstance(optimizer, keras.optimizers.SGD):
-        known["momentum"] = float(optimizer.momentum)
-    if batch_size is not None:
-        # The examples of one update, which is what a rule means by a batch.
-        known["batch_size"] = batch_size * accumulated_steps(model, weight.variable)
-    return known
 
 
 def _warn_of_unsaved(model: keras.Model, weights: Iterable[Weight]) -> None:

@@ -47,7 +47,7 @@ from keras_scaled_l2.scalars import (
     evidence_of_logs,
     gradient_scalars,
 )
-from keras_scaled_l2.starting import StartingLine, check_counted, inert
+from keras_scaled_l2.starting import StartingLine, check_counted
 from keras_scaled_l2.tensorboard import EventFile, EventFiles
 from keras_scaled_l2.validation import check_is_model, positive_count
 
@@ -137,10 +137,12 @@ class ApplyL2(keras.callbacks.Callback):
         self._learning = self._learn() if learns(model) else None
         more = 0 if self.samples is not None else counted.more
         self._line = StartingLine(model, samples, more)
-        guidance = inert(model, self.params or {})
-        if guidance is not None:
-            print(f"ApplyL2: {guidance}")
         self._first = model.steps_per_execution - 1
+
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        """Says of a penalty that is inert over the epochs from the first on."""
+        if self._line is not None:
+            _say(self._line.guidance(epoch, self.params or {}))
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         """Prints the line once the first batch has told the starting cost."""
@@ -149,6 +151,7 @@ class ApplyL2(keras.callbacks.Callback):
             return
         cost = (logs or {}).get("loss")  # a custom step may log others
         print(self._line.text(None if cost is None else float(cost)))
+        _say(self._line.late_guidance())
         self._line = None
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
@@ -180,6 +183,11 @@ class ApplyL2(keras.callbacks.Callback):
                 "was given: gamma of such large layers is known for Dense only."
             )
         return learning
+
+
+def _say(guidance: str | None) -> None:
+    if guidance is not None:
+        print(f"ApplyL2: {guidance}")
 
 
 class CostMonitor(keras.callbacks.Callback):

@@ -7,6 +7,7 @@ coefficient; above some 30 the data hardly count.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,11 @@ import keras
 import numpy as np
 
 from keras_scaled_l2 import _keras
-from keras_scaled_l2.fitting import current_learning_rate
+from keras_scaled_l2.fitting import (
+    current_learning_rate,
+    gradients_given,
+    steps_per_update,
+)
 from keras_scaled_l2.gradients import to_numpy
 
 INERT = 0.02
@@ -24,13 +29,16 @@ STAND_IN_MARGIN = 100.0
 """How far the stand-in for adaptive optimizers may be off before "inert" is said."""
 
 _POINTS = 256
-"""Steps at which a schedule is looked at; between them it is taken to be smooth."""
+"""Updates at which a schedule is looked at; between them it is taken to be smooth."""
 
 
 def learning_rates(
     optimizer: keras.optimizers.Optimizer, updates: int, start: int = 0
 ) -> float | None:
     """The sum of the learning rates over a training.
+
+    Keras looks a schedule up by the number of gradients it was given, not of updates:
+    with k of them to an update, update j (from 0) happens at ``k (j + 1) - 1``.
 
     Args:
         optimizer: Its learning rate is a number or a schedule.
@@ -39,16 +47,31 @@ def learning_rates(
 
     Returns:
         ``T * lr`` for a number; for a schedule the mean over at most 256 evenly spaced
-        steps, times ``T``. ``None`` for an optimizer with several rates.
+        updates, times ``T``. ``None`` for an optimizer with several rates.
     """
     schedule = _schedule(optimizer)
     if schedule is None:
         rate = current_learning_rate(optimizer)
         return None if rate is None else rate * updates
+    if updates == 0:
+        return 0.0
     count = min(updates, _POINTS)
-    steps = start + (np.arange(count) + 0.5) * updates / count
-    values = [float(to_numpy(schedule(int(step)))) for step in steps]
+    numbers = start + (np.arange(count) + 0.5) * updates / count
+    given = steps_per_update(optimizer)
+    steps = (given * (int(number) + 1) - 1 for number in numbers)
+    values = [float(to_numpy(schedule(step))) for step in steps]
     return math.fsum(values) / count * updates
+
+
+def updates_in(
+    steps: int, optimizer: keras.optimizers.Optimizer, given: int = 0
+) -> int:
+    """Updates of the weights in so many steps, after so many gradients.
+
+    Fewer than steps under gradient accumulation, where some may be waiting.
+    """
+    each = steps_per_update(optimizer)
+    return (given + steps) // each - given // each
 
 
 def is_exact(optimizer: keras.optimizers.Optimizer) -> bool:
@@ -143,40 +166,65 @@ def inert_below(optimizer: keras.optimizers.Optimizer) -> float:
     return INERT if is_exact(optimizer) else INERT / STAND_IN_MARGIN
 
 
+@dataclasses.dataclass(frozen=True)
+class Reach:
+    """How far penalties reach over a training to come; numbers, without its model.
+
+    Args:
+        updates: Updates of the weights.
+        per_coefficient: ``E / c``; ``None`` where nobody can tell.
+        inert_below: E-folds below which a penalty is inert.
+        exact: Whether E is exact, and not the stand-in.
+    """
+
+    updates: int
+    per_coefficient: float | None
+    inert_below: float
+    exact: bool
+
+
+def reach(optimizer: keras.optimizers.Optimizer, steps: int, *, weights: int) -> Reach:
+    """How far penalties reach over the training about to run.
+
+    Args:
+        optimizer: The optimizer, as far as it has come: a schedule goes on from there.
+        steps: Steps that are to come; several may make one update.
+        weights: Number of penalized weights.
+    """
+    given = gradients_given(optimizer)
+    updates = updates_in(steps, optimizer, given)
+    start = given // steps_per_update(optimizer)
+    return Reach(
+        updates,
+        e_folds_per_coefficient(optimizer, updates, weights=weights, start=start),
+        inert_below(optimizer),
+        is_exact(optimizer),
+    )
+
+
 def inert_sentence(
-    coefficients: Sequence[float],
-    optimizer: keras.optimizers.Optimizer,
-    updates: int,
-    *,
-    weights: int,
-    start: int = 0,
+    coefficients: Sequence[float], over: Reach, factor: float = 1.0
 ) -> str | None:
     """What to say of a penalty that is inert over the training about to run.
 
     Args:
-        coefficients: The effective ``c`` of every penalized weight tensor.
-        optimizer: The optimizer.
-        updates: Updates of the weights that are to come.
-        weights: Number of penalized weights.
-        start: Updates that were made before.
+        coefficients: The ``c`` of every penalized weight tensor.
+        over: How far they reach over it.
+        factor: The weight that the loss gives all penalties.
 
     Returns:
         The sentence with the coefficient for E = 1; ``None`` if the penalty is not
         inert, or nobody can tell.
     """
     largest = max(coefficients, default=0.0)
-    per_coefficient = e_folds_per_coefficient(
-        optimizer, updates, weights=weights, start=start
-    )
-    if not per_coefficient or largest <= 0:
-        return None
+    per_coefficient = factor * (over.per_coefficient or 0.0)
     folds = largest * per_coefficient
-    if folds >= inert_below(optimizer):
+    if folds <= 0 or folds >= over.inert_below:
         return None
-    about = "" if is_exact(optimizer) else "in order of magnitude "
+    about = "" if over.exact else "in order of magnitude "
     span = "" if min(coefficients) == largest else " at the largest"
     return (
-        f"The penalty is inert: over the {updates:,} updates of this training it "
+        f"The penalty is inert: over the {over.updates:,} updates of this training it "
         f"shrinks no weight by more than {about}{-math.expm1(-folds):.2g} of itself "
         f"(E = {folds:.2g} e-folds; below {INERT:g} nothing happens). E = 1 takes "
         f"c = {1.0 / per_coefficient:.3g}{span}, {1.0 / folds:,.0f} times as much."

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_scaled_l2 import _keras
 from keras_scaled_l2.counts import walk
-from keras_scaled_l2.efolds import inert_sentence
+from keras_scaled_l2.efolds import inert_sentence, reach
 from keras_scaled_l2.fitting import (
     plain_optimizer,
     weight_decay_of,
@@ -27,12 +27,13 @@ def find(
     gradient_ratio: float | None,
     optimizer: dict[str, Any],
     *,
-    updates: int | None = None,
+    steps: int | None = None,
     factors: Sequence[float] = (),
 ) -> Iterator[Finding]:
     """The findings that hold, the gravest first.
 
-    ``factors`` are those with which the loss holds the weights' penalties.
+    ``steps`` are those of the training to come, ``factors`` those with which the loss
+    holds the weights' penalties.
     """
     if not weights:
         yield _nothing_penalized(model)
@@ -42,7 +43,7 @@ def find(
         return
     yield from _weighed(model, factors)
     yield from _no_op(weights, optimizer)
-    yield from _inert(model, weights, updates)
+    yield from _inert(model, weights, steps)
     yield from _dominant(cost, gradient_ratio)
     yield from _double_decay(model, weights)
     yield from _before_batch_norm(model, weights)
@@ -133,16 +134,15 @@ def _no_op(
 
 
 def _inert(
-    model: keras.Model, weights: Sequence[WeightReport], updates: int | None
+    model: keras.Model, weights: Sequence[WeightReport], steps: int | None
 ) -> Iterator[Finding]:
     """A penalty that does nothing in the whole training that is about to run."""
     optimizer = plain_optimizer(model)
     coefficients = [w.coefficient for w in weights if w.coefficient is not None]
-    if updates is None or optimizer is None or len(coefficients) < len(weights):
+    if steps is None or optimizer is None or len(coefficients) < len(weights):
         return
-    text = inert_sentence(
-        coefficients, optimizer, updates, weights=sum(w.count for w in weights)
-    )
+    over = reach(optimizer, steps, weights=sum(w.count for w in weights))
+    text = inert_sentence(coefficients, over)
     if text is not None:
         yield Finding("inert", text)
 

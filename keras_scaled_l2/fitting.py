@@ -30,16 +30,23 @@ def plain_optimizer(
 
     Of a ``MultiOptimizer`` the one that updates this variable.
     """
-    optimizer = getattr(model, "optimizer", None)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    return _keras.part_for(optimizer, variable)
+    return _keras.part_for(unwrapped(getattr(model, "optimizer", None)), variable)
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer within a loss scaling; without one itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def accumulated_steps(
     model: keras.Model, variable: keras.Variable | None = None
 ) -> int:
     """How many steps share one update of the weights; 1 without accumulation."""
-    optimizer = plain_optimizer(model, variable)
+    return steps_per_update(plain_optimizer(model, variable))
+
+
+def steps_per_update(optimizer: keras.optimizers.Optimizer | None) -> int:
+    """The same of an optimizer that no model need have."""
     return getattr(optimizer, "gradient_accumulation_steps", None) or 1
 
 
@@ -79,13 +86,20 @@ def updates(model: keras.Model) -> int:
 
 def applied_steps(model: keras.Model) -> int:
     """How many gradients the optimizer has been given; several may make one update."""
-    return int(to_numpy(_keras.gradients_given(plain_optimizer(model))))
+    return gradients_given(plain_optimizer(model))
 
 
-def current_learning_rate(optimizer: keras.optimizers.Optimizer) -> float | None:
+def gradients_given(optimizer: keras.optimizers.Optimizer | None) -> int:
+    """The same of an optimizer; here its schedule is looked up."""
+    return int(to_numpy(_keras.gradients_given(optimizer)))
+
+
+def current_learning_rate(
+    optimizer: keras.optimizers.Optimizer | None,
+) -> float | None:
     """The learning rate of the next step; of a schedule, its value at this moment.
 
-    None for a ``MultiOptimizer``, which has several.
+    None for a ``MultiOptimizer``, which has several, and where there is none.
     """
     rate = getattr(optimizer, "learning_rate", None)
     return None if rate is None else float(to_numpy(rate))

@@ -11,7 +11,7 @@ import keras
 
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.fan_in import fan_in_of_shape, parse_fan_ins
-from keras_scaled_l2.half_life import decoupled_decay
+from keras_scaled_l2.half_life import check_half_life, is_usable
 from keras_scaled_l2.rule import PACKAGE, Rule, check_optional
 from keras_scaled_l2.validation import fraction, non_negative, positive, positive_count
 
@@ -228,12 +228,12 @@ class HalfLifeL2(Rule):
     with learning rate ``lr``, momentum ``mu``, batch size ``b`` and ``m`` examples:
     each step multiplies the weight by ``1 - 2 c lr / (1 - mu)``, and an epoch has
     ``m / b`` steps. Exact for ``keras.optimizers.SGD`` in the limit of small steps (the
-    half-life is many steps).
+    half-life is many steps); docs/rules.md has what moves it.
 
-    What moves the half-life: a learning-rate schedule (it holds at the rate of the
-    moment when the rule was bound, and grows as the rate falls; pass the mean rate as
-    ``learning_rate`` to fix the total decay of a run); gradient accumulation is counted
-    in (``b`` is then the examples per update); ``steps_per_execution`` changes nothing.
+    Under a learning-rate schedule it holds at the rate of the moment when the rule was
+    bound, and grows as the rate falls: pass the mean rate as ``learning_rate`` to fix
+    the total decay of a run. Under gradient accumulation ``b`` is the examples per
+    update. A batch with room for more than all examples counts as ``m``.
 
     Args:
         epochs: Half-life in epochs; above 0.
@@ -246,9 +246,9 @@ class HalfLifeL2(Rule):
 
     Raises:
         ValueError: If an argument is outside its range, or (when bound) if the
-            optimizer is adaptive: it divides the penalty's gradient by the gradient's
-            size, so that there is no half-life. The error gives the decoupled
-            ``weight_decay`` to use instead.
+            optimizer is adaptive (it divides the penalty's gradient by the gradient's
+            size; the error gives the decoupled ``weight_decay`` to use instead), or
+            its learning rate, where it is to be read, is 0 at this moment.
 
     Example:
         >>> from keras_scaled_l2 import HalfLifeL2
@@ -288,15 +288,16 @@ class HalfLifeL2(Rule):
 
     def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Refuses all but ``keras.optimizers.SGD``; see ``Rule.check_optimizer``."""
-        if isinstance(optimizer, keras.optimizers.SGD):
-            return
-        name = type(optimizer).__name__
-        raise ValueError(
-            f"{self!r} has no half-life under {name}: expected keras.optimizers.SGD. "
-            f"{name} divides the penalty's gradient by the size of the gradient. For a "
-            f"half-life of {self.epochs:g} epochs remove the rule and use decoupled "
-            f"decay: {decoupled_decay(optimizer, self.epochs, self._count)}."
-        )
+        check_half_life(self, optimizer, self._count)
+
+    def resolve(self, counts: Mapping[str, Any]) -> Self:
+        """A copy that knows its counts; a learning rate of 0 is none."""
+        rate = counts.get("learning_rate")
+        if rate is None or is_usable(rate):
+            return super().resolve(counts)
+        # No error, as nobody may ask; nor the rate of an optimizer from before.
+        bare = dataclasses.replace(self, inferred_learning_rate=None)
+        return bare.resolve({**counts, "learning_rate": None})
 
     def coefficient(self, shape: Sequence[int | None]) -> float:
         """``ln 2 * b * (1 - mu) / (2 * lr * epochs * m)``, the same for every shape."""

@@ -177,15 +177,14 @@ def cost_report(
                 ratio,
                 optimizer,
                 factors=factors,
-                updates=_updates(model, samples, batch_size, epochs),
+                steps=_steps(samples, batch_size, epochs),
             )
         ),
         equivalents=_equivalents(
             weights,
             optimizer,
             samples,
-            # Other libraries have no name for steps that share an update.
-            None if batch_size is None else batch_size * accumulated_steps(model),
+            _examples_of_update(model, samples, batch_size),
         ),
         samples=samples,
         batch_size=batch_size,
@@ -204,14 +203,22 @@ def _with_gamma(
     return tuple(dataclasses.replace(w, gamma=found[w.path]) for w in weights)
 
 
-def _updates(
-    model: keras.Model, samples: int | None, batch_size: int | None, epochs: int | None
+def _examples_of_update(
+    model: keras.Model, samples: int | None, batch_size: int | None
 ) -> int | None:
-    """Updates of the weights in a training of so many epochs, where that is known."""
+    """The batch size of libraries that have no name for steps that share an update."""
+    if batch_size is None:
+        return None
+    return min(batch_size, samples or batch_size) * accumulated_steps(model)
+
+
+def _steps(
+    samples: int | None, batch_size: int | None, epochs: int | None
+) -> int | None:
+    """Steps of a training of so many epochs, where that is known."""
     if samples is None or batch_size is None or epochs is None:
         return None
-    steps = positive_count("epochs", epochs) * math.ceil(samples / batch_size)
-    return steps // accumulated_steps(model)
+    return positive_count("epochs", epochs) * math.ceil(samples / batch_size)
 
 
 def _check_optimizer(model: keras.Model, rules: Sequence[tuple[Weight, Any]]) -> None:

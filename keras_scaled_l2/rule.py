@@ -213,6 +213,15 @@ def effective_coefficient(regularizer: Any, shape: Sequence[int | None]) -> Any:
     return None
 
 
+def check_is_regularizer(rule: Any) -> None:
+    """Refuse what is no regularizer: a name, a function, a class, a number."""
+    if not isinstance(rule, keras.Regularizer):
+        raise TypeError(
+            f"rule={rule!r} is of type {type(rule).__name__}: expected a regularizer "
+            "such as ScaledL2(1.0) or SampleL2(1.0)."
+        )
+
+
 def name_of(regularizer: Any) -> str:
     """The name of a regularizer's class, or of a function that is one."""
     return str(getattr(regularizer, "__name__", type(regularizer).__name__))

@@ -10,9 +10,9 @@ import keras
 from keras_scaled_l2.attaching import penalized, resolved
 from keras_scaled_l2.costs import FirstStep, tell_first_step
 from keras_scaled_l2.counts import elements
-from keras_scaled_l2.efolds import inert_sentence
+from keras_scaled_l2.efolds import Reach, inert_sentence, reach
 from keras_scaled_l2.findings import text_of_dropped, text_of_forgotten
-from keras_scaled_l2.fitting import accumulated_steps, plain_optimizer, updates
+from keras_scaled_l2.fitting import plain_optimizer
 from keras_scaled_l2.parts import penalty_of
 from keras_scaled_l2.rule import Rule, effective_coefficient
 
@@ -40,12 +40,51 @@ class StartingLine:
         )
         # By construction, unless the model has a loss or a step of its own.
         self._in_loss: float | None = self._penalty
-        self._is_forgotten = False
+        self._is_forgotten = self._told = False
         if tell_first_step(model, self._tell):
             self._in_loss = None
+        self._model = model
+        self._begun = False
+        self._reaching: tuple[list[float], Reach] | None = None
+
+    def guidance(self, epoch: int, params: Mapping[str, Any]) -> str | None:
+        """That the penalties do nothing over the fit, where it is known as it begins.
+
+        Args:
+            epoch: The first that the fit trains: others may have been trained before,
+                by ``initial_epoch`` or a backup.
+            params: What Keras tells callbacks of the fit.
+        """
+        if self._begun:
+            return None
+        self._begun = True
+        steps = (params.get("epochs", 1) - epoch) * (params.get("steps") or 0)
+        # Now, since Keras on JAX takes the weights away once steps run.
+        self._reaching = _reaching(self._model, steps)
+        return None if self._in_loss is None else self._inert()
+
+    def late_guidance(self) -> str | None:
+        """The same where it takes the weight of the penalty in the first step's loss.
+
+        Call it once the first step has told its loss.
+        """
+        total, found = self._penalty, self._in_loss
+        if not self._told or not found or not total:
+            return None
+        factor = found / total
+        text = self._inert(factor)
+        if text is None or abs(factor - 1.0) < 1e-3:
+            return text
+        return f"{text} That is, as long as the loss counts it {factor:.3g} times."
+
+    def _inert(self, factor: float = 1.0) -> str | None:
+        if self._reaching is None:
+            return None
+        return inert_sentence(*self._reaching, factor)
 
     def _tell(self, first: FirstStep) -> None:
         self._in_loss, self._is_forgotten = first.penalty, first.forgotten
+        self._told = True
 
     def text(self, cost: float | None) -> str:
         """The line.
@@ -89,22 +128,19 @@ def _summary(model: keras.Model) -> str:
     return line
 
 
-def inert(model: keras.Model, params: Mapping[str, Any]) -> str | None:
-    """That the penalties do nothing over the fit that begins, if that is known."""
-    optimizer, steps = plain_optimizer(model), params.get("steps")
+def _reaching(
+    model: keras.Model, steps: int | None
+) -> tuple[list[float], Reach] | None:
+    """Coefficients and their reach in so many steps to come, if that is known."""
+    optimizer = plain_optimizer(model)
     if optimizer is None or not steps:
         return None
     weights = penalized(model)
     found = [effective_coefficient(rule, v.shape) for _, v, rule in weights]
     if any(c is None for c in found):
         return None
-    return inert_sentence(
-        [float(c) for c in found],
-        optimizer,
-        params.get("epochs", 1) * steps // accumulated_steps(model),
-        weights=sum(elements(v.shape) for _, v, _ in weights),
-        start=updates(model),
-    )
+    count = sum(elements(v.shape) for _, v, _ in weights)
+    return [float(c) for c in found], reach(optimizer, steps, weights=count)
 
 
 def check_counted(model: keras.Model, **counts: int | None) -> None:

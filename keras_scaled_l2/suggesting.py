@@ -16,10 +16,11 @@ from keras_scaled_l2.efolds import (
     e_folds_per_coefficient,
     is_exact,
     learning_rates,
+    updates_in,
 )
 from keras_scaled_l2.fan_in import is_per_unit
-from keras_scaled_l2.fitting import accumulated_steps, plain_optimizer
-from keras_scaled_l2.rule import Rule, effective_coefficient
+from keras_scaled_l2.fitting import plain_optimizer, steps_per_update, unwrapped
+from keras_scaled_l2.rule import Rule, check_is_regularizer, effective_coefficient
 from keras_scaled_l2.validation import positive, positive_count
 
 STRENGTH_FIELDS = ("strength", "l2", "std", "epochs")
@@ -87,12 +88,15 @@ def suggest(
         epochs: Passes over the training data.
         rule: The rule whose strength is asked for, of any strength; ``None`` for
             ``keras.regularizers.L2``.
-        optimizer: ``None`` for the one that the model was compiled with.
+        optimizer: What is to train: rate, momentum and accumulation are all its own.
+            ``None`` for the one that the model was compiled with.
         e_folds: The E to reach, above 0.
 
     Raises:
         ValueError: If the model is not built, or has no optimizer with one learning
-            rate above 0, an argument is out of its range, or the rule has no strength.
+            rate above 0, no update of the weights happens, an argument is out of its
+            range, or the rule has no strength.
+        TypeError: If ``rule`` is not a regularizer.
 
     Example:
         >>> import keras
@@ -112,12 +116,13 @@ def suggest(
     epochs = positive_count("epochs", epochs)
     target = float(positive("e_folds", e_folds))
     rule = keras.regularizers.L2(0.01) if rule is None else rule
+    check_is_regularizer(rule)
     field, old = strength_of(rule)
     optimizer = _optimizer(model, optimizer)
     if isinstance(rule, Rule):
         rule.check_optimizer(optimizer)
-    updates = epochs * math.ceil(samples / batch_size) // accumulated_steps(model)
-    sizes, given = _coefficients(model, rule, counts)
+    updates = _updates(optimizer, epochs, math.ceil(samples / batch_size))
+    sizes, given = _coefficients(model, rule, counts, optimizer)
     per_coefficient = e_folds_per_coefficient(optimizer, updates, weights=sum(sizes))
     total = learning_rates(optimizer, updates)
     if not per_coefficient or not total:
@@ -127,7 +132,7 @@ def suggest(
         )
     mean = math.fsum(n * c for n, c in zip(sizes, given, strict=True)) / sum(sizes)
     factor = target / per_coefficient / mean
-    power = strength_power(model, rule, counts)
+    power = _power(model, rule, counts, optimizer)
     strength, *grid = (
         _rounded(old * (factor * f) ** (1 / power)) for f in (1.0, *_GRID)
     )
@@ -168,22 +173,29 @@ def with_strength(rule: keras.Regularizer, strength: float) -> Any:
     return type(rule).from_config({**rule.get_config(), name: float(strength)})
 
 
-def strength_power(
-    model: keras.Model, rule: keras.Regularizer, counts: dict[str, Any]
+def _power(
+    model: keras.Model,
+    rule: keras.Regularizer,
+    counts: dict[str, Any],
+    optimizer: keras.optimizers.Optimizer,
 ) -> float:
     """The power p of ``c ~ strength**p``: 1, or -1 and -2 where it is a reciprocal."""
     _, value = strength_of(rule)
-    _, once = _coefficients(model, rule, counts)
-    _, twice = _coefficients(model, with_strength(rule, 2.0 * value), counts)
+    _, once = _coefficients(model, rule, counts, optimizer)
+    doubled = with_strength(rule, 2.0 * value)
+    _, twice = _coefficients(model, doubled, counts, optimizer)
     return round(math.log2(twice[0] / once[0]), 6)
 
 
 def _coefficients(
-    model: keras.Model, rule: keras.Regularizer, counts: dict[str, Any]
+    model: keras.Model,
+    rule: keras.Regularizer,
+    counts: dict[str, Any],
+    optimizer: keras.optimizers.Optimizer,
 ) -> tuple[list[int], list[float]]:
     """``(elements, c)`` of each weight that ``attach`` would penalize by default."""
     with _carrying(model, rule):
-        found = resolved(model, counts)
+        found = resolved(model, counts, optimizer)
     sizes = [elements(weight.variable.shape) for weight, _ in found]
     values = [effective_coefficient(r, w.variable.shape) for w, r in found]
     if None in values:
@@ -223,11 +235,27 @@ def _is_default(weight: Weight) -> bool:
 def _optimizer(
     model: keras.Model, optimizer: keras.optimizers.Optimizer | None
 ) -> keras.optimizers.Optimizer:
-    found = plain_optimizer(model) if optimizer is None else optimizer
+    """The one to suggest for, without a loss scale, which changes no update."""
+    found = plain_optimizer(model) if optimizer is None else unwrapped(optimizer)
     if not isinstance(found, keras.optimizers.Optimizer):
         raise ValueError(
             f"optimizer={optimizer!r} for the model {model.name!r}: expected a Keras "
             "optimizer. Pass optimizer=keras.optimizers.SGD(...), or compile the model."
+        )
+    return found
+
+
+def _updates(optimizer: keras.optimizers.Optimizer, epochs: int, steps: int) -> int:
+    """Updates of the weights in so many epochs of so many steps: at least one."""
+    found = updates_in(epochs * steps, optimizer)
+    if not found:
+        each = steps_per_update(optimizer)
+        name = type(optimizer).__name__
+        raise ValueError(
+            f"epochs={epochs} of {steps} steps each are {epochs * steps} steps, and "
+            f"{name} with gradient_accumulation_steps={each} updates the weights once "
+            f"in {each} steps: no update happens. Expected one at least: train for "
+            f"epochs={math.ceil(each / steps)} or more, or accumulate fewer."
         )
     return found
 

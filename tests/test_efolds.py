@@ -185,3 +185,75 @@ def test_cost_report_finds_an_inert_penalty_over_the_training_to_come():
     assert "inert" in names(epochs=2)
     # The same penalty acts in a training that is long enough.
     assert "inert" not in names(epochs=1000)
+
+
+# ------------------------------------------- an optimizer that is not the compiled one
+
+SGD = keras.optimizers.SGD
+OTHERS = {
+    "accumulation": (SGD(0.1), lambda: SGD(0.1, gradient_accumulation_steps=4)),
+    "no accumulation": (SGD(0.1, gradient_accumulation_steps=4), lambda: SGD(0.1)),
+    "loss scale": (
+        SGD(0.3),
+        lambda: keras.optimizers.LossScaleOptimizer(SGD(0.1), initial_scale=2.0),
+    ),
+    "momentum": (SGD(0.1, momentum=0.9), lambda: SGD(0.02, momentum=0.5)),
+    "beside Adam": (keras.optimizers.Adam(0.1), lambda: SGD(0.1)),
+    "of a model that is not compiled": (None, lambda: SGD(0.1)),
+}
+
+
+@pytest.mark.parametrize("rule", [None, ScaledL2(1.0), HalfLifeL2(3.0)], ids=repr)
+@pytest.mark.parametrize("name", OTHERS)
+def test_suggestion_is_for_the_optimizer_that_is_passed(name, rule):
+    compiled, other = OTHERS[name]
+    model = model_of(1)
+    if compiled is not None:
+        model.compile(type(compiled).from_config(compiled.get_config()), "mse")
+    epochs = 25
+    found = suggest(
+        model,
+        samples=SAMPLES,
+        batch_size=BATCH,
+        epochs=epochs,
+        rule=rule,
+        optimizer=other(),
+    )
+    # What a training with it makes of a weight that the data do not drive.
+    made = eval(found.rule, {f.__name__: f for f in (ScaledL2, HalfLifeL2)} | KERAS)
+    model.compile(other(), "mse")
+    before = model.get_weights()[0]
+    zeros = np.zeros((SAMPLES, 8), "float32")
+    options = {"batch_size": BATCH, "epochs": epochs, "verbose": 0}
+    model.fit(zeros, zeros[:, :1], callbacks=[ApplyL2(made)], **options)
+    after = model.get_weights()[0]
+    folds = math.log(np.linalg.norm(before) / np.linalg.norm(after))
+    assert folds == pytest.approx(1.0, rel=0.03)
+
+
+KERAS = {"keras": keras}
+
+
+def test_suggested_half_life_is_that_of_the_optimizer_that_is_passed():
+    model = model_of(1)
+    model.compile(SGD(0.1, momentum=0.9), "mse")
+    other = SGD(0.02, momentum=0.5)
+    counts = {"samples": SAMPLES, "batch_size": BATCH, "epochs": 10}
+    found = suggest(model, **counts, rule=HalfLifeL2(3.0), optimizer=other)
+    # A half-life of ln 2 trainings is one e-fold a training, whatever the optimizer.
+    assert found.strength == pytest.approx(10 * math.log(2), rel=0.001)
+
+
+@pytest.mark.parametrize("rule", ["l2", keras.regularizers.l2, lambda w: 0.0, 0.01])
+def test_suggestion_for_what_is_no_regularizer_is_refused_as_by_attach(rule):
+    model = model_of(1)
+    model.compile(SGD(0.1), "mse")
+    messages = []
+    for call in (
+        lambda: attach(model, rule),
+        lambda: suggest(model, samples=9, batch_size=3, epochs=1, rule=rule),
+    ):
+        with pytest.raises(TypeError, match="expected a regularizer such as") as error:
+            call()
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]

@@ -11,7 +11,17 @@ from autodiff import numpy64
 from keras import optimizers
 from models import losses
 
-from keras_scaled_l2 import HalfLifeL2, attach, bind, penalized
+from keras_scaled_l2 import (
+    ApplyL2,
+    HalfLifeL2,
+    ScaledL2,
+    attach,
+    bind,
+    cost_report,
+    detach,
+    penalized,
+    suggest,
+)
 
 SAMPLES, BATCH = 200, 4
 STEPS = SAMPLES // BATCH
@@ -364,3 +374,97 @@ if hasattr(optimizers, "MultiOptimizer"):
         attach(model, HalfLifeL2(EPOCHS))
         with pytest.raises(ValueError, match="no half-life under Adam"):
             bind(model, SAMPLES, BATCH)
+
+
+# ------------------------------------------- a learning rate of 0, as warm-ups begin
+
+
+def warm_up():
+    return optimizers.schedules.CosineDecay(
+        0.0, STEPS * EPOCHS, warmup_target=0.05, warmup_steps=10
+    )
+
+
+RATES_OF_ZERO = {"warm-up": warm_up, "zero": lambda: 0.0}
+REMEDY = r"learning rate of SGD is 0 .*HalfLifeL2\(\.\.\., learning_rate=<number>\)"
+
+
+@pytest.mark.parametrize("kind", RATES_OF_ZERO)
+def test_learning_rate_of_0_is_refused_where_the_half_life_needs_it(kind):
+    def compiled(rule=None):
+        return without_data_gradient(optimizers.SGD(RATES_OF_ZERO[kind]()), rule)
+
+    counts = {"samples": SAMPLES, "batch_size": BATCH}
+    model = compiled(HalfLifeL2(EPOCHS))
+    for fails in (
+        lambda: bind(model, SAMPLES, BATCH),
+        lambda: cost_report(model, **counts),
+        lambda: train(model, callbacks=[ApplyL2()]),
+        lambda: train(compiled(), callbacks=[ApplyL2(HalfLifeL2(EPOCHS))]),
+    ):
+        with pytest.raises(ValueError, match=REMEDY) as caught:
+            fails()
+        assert "inferred_learning_rate" not in str(caught.value)
+    if kind == "warm-up":  # at 0 throughout there is nothing to suggest either
+        with pytest.raises(ValueError, match=REMEDY):
+            suggest(compiled(), **counts, epochs=EPOCHS, rule=HalfLifeL2(EPOCHS))
+
+
+@pytest.mark.parametrize("kind", RATES_OF_ZERO)
+def test_learning_rate_of_0_is_no_matter_where_nothing_needs_it(kind):
+    two = keras.Sequential([keras.Input((1,)), *map(keras.layers.Dense, (3, 1))])
+    two.compile(optimizers.SGD(RATES_OF_ZERO[kind]()), "mse")
+    attach(two, HalfLifeL2(EPOCHS), where=[two.layers[0]])
+    attach(two, ScaledL2(1.0), where=[two.layers[1]])
+    assert detach(two)
+    model = without_data_gradient(optimizers.SGD(RATES_OF_ZERO[kind]()))
+    attach(model, HalfLifeL2(EPOCHS, learning_rate=0.05))
+    bind(model, SAMPLES, BATCH)
+    assert losses(model) == pytest.approx([formula(EPOCHS, learning_rate=0.05)])
+
+
+def test_mean_rate_of_a_warm_up_halves_the_weight_as_the_error_says():
+    schedule = warm_up()
+    mean = float(np.mean(rates(schedule)))
+    model = without_data_gradient(optimizers.SGD(schedule))
+    train(model, callbacks=[ApplyL2(HalfLifeL2(EPOCHS, learning_rate=mean))])
+    assert weight(model) == pytest.approx(0.5, rel=0.005)
+
+
+def test_rate_of_an_earlier_optimizer_is_not_kept_for_a_warm_up():
+    model = without_data_gradient(optimizers.SGD(0.05), HalfLifeL2(EPOCHS))
+    bind(model, SAMPLES, BATCH)
+    model.compile(optimizers.SGD(warm_up()), "mse")
+    with pytest.raises(ValueError, match=REMEDY):
+        bind(model, SAMPLES, BATCH)
+
+
+def test_adaptive_optimizer_at_a_rate_of_0_is_refused_with_the_formula():
+    message = refusal(optimizers.Adam(warm_up()), HalfLifeL2(EPOCHS))
+    assert "no half-life under Adam" in message
+    assert "weight_decay=ln 2 * batch_size / (" in message
+
+
+# ------------------------------------------------- fewer examples than a batch holds
+
+
+@pytest.mark.parametrize("accumulated", [None, 5])
+@pytest.mark.parametrize("by", ["fit", "bind", "rule"])
+def test_weight_halves_where_a_batch_has_room_for_more_than_all_examples(
+    by, accumulated
+):
+    sgd = optimizers.SGD(0.05, gradient_accumulation_steps=accumulated)
+    rule = HalfLifeL2(100, samples=20 if by == "rule" else None)
+    model = without_data_gradient(sgd, rule)
+    callbacks = [ApplyL2()] if by == "fit" else []
+    if by != "fit":
+        bind(model, 20 if by == "bind" else None, batch_size=32)
+    w = train(model, epochs=100, samples=20, batch_size=None, callbacks=callbacks)
+    assert w == pytest.approx(0.5, rel=0.02)
+
+
+def test_report_of_a_batch_with_room_for_more_than_all_examples_has_its_half_life():
+    model = without_data_gradient(optimizers.SGD(0.05), HalfLifeL2(100))
+    report = cost_report(model, samples=20, batch_size=32)
+    assert report.equivalents["half_life"] == pytest.approx(100, rel=1e-5)
+    assert report.weights[0].half_life == pytest.approx(100, rel=0.01)

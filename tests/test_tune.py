@@ -14,8 +14,10 @@ from sklearn.metrics import log_loss
 from keras_scaled_l2 import PriorL2, SampleL2, ScaledL2
 from keras_scaled_l2.experiments import TuningResult, tune
 from keras_scaled_l2.experiments.arrays import checked
+from keras_scaled_l2.experiments.axis import make_axis
 from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.plan import make_plan
 from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.results.files import read_json
 from keras_scaled_l2.experiments.trials import Trials
@@ -377,3 +379,12 @@ def test_losses_that_are_no_numbers_survive_the_study(study):
     found = trials.finished()[KEYS[0]]
     assert found["data_loss"] is None
     assert json.dumps(found["curve"]) == "[1.0, null]"
+
+
+def test_e_folds_of_a_tuning_count_the_updates_of_an_accumulating_optimizer():
+    sgd = keras.optimizers.SGD(0.1, gradient_accumulation_steps=4)
+    options = {"hidden": (4,), "batch_size": 20, "epochs": 8}
+    plan = make_plan(problem=problem(), arms=["none"], optimizer=sgd, **options)
+    steps = plan.epochs * math.ceil(plan.problem.samples["train"] / plan.batch_size)
+    axis = make_axis("l2", plan)
+    assert axis.e_folds(0.01) == pytest.approx(2 * 0.01 * 0.1 * (steps // 4))

@@ -15,6 +15,7 @@ from keras_scaled_l2.efolds import (
     e_folds_per_coefficient,
     inert_below,
     is_exact,
+    updates_in,
 )
 from keras_scaled_l2.experiments.arms import DECAY, Arm, named_arms
 from keras_scaled_l2.experiments.coefficients import coefficients, penalizable_sizes
@@ -158,7 +159,8 @@ def make_axis(rule: str | keras.Regularizer, plan: Plan, rate: float = 0.0) -> A
     if rule == "dropout":
         return Axis("dropout", {}, 1.0, 1.0, 0.0, 0.0, True, 0.0)
     optimizer, samples = plan.optimizer.make(), plan.problem.samples["train"]
-    updates = plan.epochs * math.ceil(samples / plan.batch_size)
+    steps = plan.epochs * math.ceil(samples / plan.batch_size)
+    updates = updates_in(steps, optimizer)
     if rule == DECAY:
         folds = _positive(e_folds_of_decay(1.0, optimizer, updates))
         return Axis("decay", {}, 1.0, 1.0, folds, folds, True, INERT, rate)
