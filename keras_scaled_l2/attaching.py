@@ -24,12 +24,12 @@ from keras_scaled_l2.fitting import (
     current_learning_rate,
     excluding_from_weight_decay,
     plain_optimizer,
-    rebuild_steps,
     weight_decay_of,
     without_weight_decay,
 )
 from keras_scaled_l2.rule import Rule
 from keras_scaled_l2.saving import unsaved
+from keras_scaled_l2.steps import put_regularizer, refresh_steps
 from keras_scaled_l2.validation import check_is_model, positive_count
 
 Where = (
@@ -60,7 +60,10 @@ def attach(
     The penalty is in ``model.losses`` at once, and in the config of each layer, so
     that ``save`` and ``clone_model`` keep it. Counts that the model tells are
     resolved for all rules that it carries; those of the data by ``bind`` or
-    ``ApplyL2``. A train function that Keras compiled before is made anew.
+    ``ApplyL2``. The steps that Keras compiled for the model before are made anew.
+    Those of another model that holds it, or is a part of it, cannot be found from here:
+    if it was trained before, ``bind`` or ``compile`` it, or train it with ``ApplyL2``
+    or ``CostMonitor``, which notice. The same holds for ``detach``.
 
     Args:
         model: A built model, trained or not.
@@ -96,10 +99,9 @@ def attach(
     if not targets:
         raise ValueError(_nothing_matched(model, where, bool(trainable)))
     _remember(model, targets)
-    changed = [_set(weight, rule) for weight in targets]
-    changed.append(_resolve(model, {}))
-    if any(changed):
-        rebuild_steps(model)
+    for weight in targets:
+        _set(weight, rule)
+    _resolve(model, {})
     _warn_of_unsaved(model, targets)
     _warn_of_double_decay(model, targets)
     return [weight.variable.path for weight in targets]
@@ -121,12 +123,11 @@ def detach(model: keras.Model) -> list[str]:
     record: list[_Previous] = vars(model).pop(_RECORD, [])
     for previous in record:
         weight = previous.weight
-        weight.variable.regularizer = previous.regularizer
+        put_regularizer(weight.variable, previous.regularizer)
         if weight.attribute is not None:
             setattr(weight.config_layer, weight.attribute, previous.configured)
     if record:
         _resolve(model, {})
-        rebuild_steps(model)
     return [previous.weight.variable.path for previous in record]
 
 
@@ -159,8 +160,7 @@ def bind(
         for weight in penalized_weights(model)
         if isinstance(weight.variable.regularizer, Rule)
     ]
-    if _resolve(model, counts):
-        rebuild_steps(model)
+    _resolve(model, counts)
     for weight in weights:
         rule = weight.variable.regularizer
         optimizer = plain_optimizer(model, weight.variable)
@@ -246,21 +246,22 @@ def _remember(model: keras.Model, weights: Iterable[Weight]) -> None:
     )
 
 
-def _set(weight: Weight, rule: Any) -> bool:
-    """Put a rule on a variable and in its layer's config; whether that changed it."""
+def _set(weight: Weight, rule: Any) -> None:
+    """Put a rule on a variable and in its layer's config, if it is another one."""
     if weight.variable.regularizer == rule:
-        return False
+        return
     # The variable makes the loss, the layer's attribute the config: Keras reads each
     # for its own purpose and never compares them.
-    weight.variable.regularizer = rule
+    put_regularizer(weight.variable, rule)
     if weight.attribute is not None:
         setattr(weight.config_layer, weight.attribute, rule)
-    return True
 
 
-def _resolve(model: keras.Model, counts: Mapping[str, Any]) -> bool:
-    """Count, and give every rule of the model what it lacks; whether any changed."""
-    return any([_set(weight, rule) for weight, rule in resolved(model, counts)])
+def _resolve(model: keras.Model, counts: Mapping[str, Any]) -> None:
+    """Count, and give every rule of the model what it lacks; its steps see to it."""
+    for weight, rule in resolved(model, counts):
+        _set(weight, rule)
+    refresh_steps(model)
 
 
 def resolved(model: keras.Model, counts: Mapping[str, Any]) -> list[tuple[Weight, Any]]:

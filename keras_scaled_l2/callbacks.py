@@ -48,6 +48,7 @@ from keras_scaled_l2.scalars import (
     gradient_scalars,
 )
 from keras_scaled_l2.starting import StartingLine, check_counted, inert
+from keras_scaled_l2.steps import refresh_steps
 from keras_scaled_l2.tensorboard import EventFile, EventFiles
 from keras_scaled_l2.validation import check_is_model, positive_count
 
@@ -119,6 +120,7 @@ class ApplyL2(keras.callbacks.Callback):
         model = self.model
         finish_learning(model)  # of a fit that broke off
         build_from_running_fit(model)
+        refresh_steps(model)
         counted = data_of_running_fit(model)
         samples = counted.samples if self.samples is None else self.samples
         size = counted.batch_size if self.batch_size is None else self.batch_size
@@ -262,6 +264,7 @@ class CostMonitor(keras.callbacks.Callback):
         # Keras gives all callbacks of a fit the same params.
         remove_stale_measurement(self.model, self.params)
         build_from_running_fit(self.model)
+        refresh_steps(self.model)
         if not is_split(self.model):
             split_cost(self.model).temporary = True
         self._start_penalty = None

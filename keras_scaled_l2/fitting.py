@@ -12,17 +12,6 @@ from keras_scaled_l2 import _keras
 from keras_scaled_l2.gradients import to_numpy
 
 
-def rebuild_steps(model: keras.Model) -> None:
-    """Have Keras compile anew the steps that it made with the old loss.
-
-    ``fit`` makes its step before ``on_train_begin`` and keeps it for the next fit.
-    """
-    if getattr(model, "train_function", None) is not None:
-        model.make_train_function(force=True)
-    if getattr(model, "test_function", None) is not None:
-        model.make_test_function(force=True)
-
-
 def plain_optimizer(
     model: keras.Model, variable: keras.Variable | None = None
 ) -> keras.optimizers.Optimizer | None:
