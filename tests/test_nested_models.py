@@ -110,6 +110,27 @@ def test_change_of_the_model_around_acts_in_the_next_fit_of_the_one_within():
     assert found == pytest.approx(cost + 50.0 * squares(inner), rel=1e-5)
 
 
+# -------------------------------------------------------- what nobody can vouch for
+
+
+def test_penalty_above_the_cost_is_told_with_the_remedy(capsys):
+    _, outer = nested()
+    fit(outer, X, Y, epochs=1)
+    # Past this package, which would have left a mark.
+    outer.layers[-1].kernel.regularizer = keras.regularizers.L2(500.0)
+    fit(outer, X, Y, ApplyL2(), epochs=1)
+    printed = capsys.readouterr().out
+    if BACKEND == "torch":  # runs the layer's code in every step
+        assert "of it penalty" in printed
+        return
+    assert "of it penalty" not in printed
+    assert "less than the penalty" in printed
+    assert "model.compile(...)" in printed
+    compiled(outer, 0.0)
+    fit(outer, X, Y, ApplyL2(), epochs=1)
+    assert "of it penalty" in capsys.readouterr().out
+
+
 if BACKEND != "torch":
     # Torch runs the layer's code in every step, compiled or not.
 
