@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 import keras
 
+from keras_scaled_l2.attached import remember, restore
 from keras_scaled_l2.counts import (
     Weight,
     count_by_layer,
@@ -38,18 +38,8 @@ Where = (
 )
 """A predicate ``(layer, variable) -> bool``, or a collection of layers or variables."""
 
-_RECORD = "_keras_scaled_l2_attached"
 # Optimizer -> paths of the weights that somebody has been warned of.
 _TOLD_OF_DECAY: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Previous:
-    """What stood on a weight before ``attach``, for ``detach`` to put back."""
-
-    weight: Weight
-    regularizer: Any
-    configured: Any
 
 
 def attach(
@@ -98,7 +88,7 @@ def attach(
     targets = [w for w in trainable if selected(w.layer, w.variable)]
     if not targets:
         raise ValueError(_nothing_matched(model, where, bool(trainable)))
-    _remember(model, targets)
+    remember(model, targets)
     for weight in targets:
         _set(weight, rule)
     _resolve(model, {})
@@ -110,6 +100,10 @@ def attach(
 def detach(model: keras.Model) -> list[str]:
     """Take off what ``attach`` and ``ApplyL2`` put on, and restore what was there.
 
+    What a layer has made since then with the rule (LoRA's factors) is freed of it too.
+    A rule that was put on the same weights later, through a model around this one or
+    within it, stays until that model is detached.
+
     Args:
         model: The model that ``attach`` was called with.
 
@@ -120,15 +114,10 @@ def detach(model: keras.Model) -> list[str]:
         TypeError: If it is no Keras model.
     """
     check_is_model(model)
-    record: list[_Previous] = vars(model).pop(_RECORD, [])
-    for previous in record:
-        weight = previous.weight
-        put_regularizer(weight.variable, previous.regularizer)
-        if weight.attribute is not None:
-            setattr(weight.config_layer, weight.attribute, previous.configured)
-    if record:
+    paths = restore(model)
+    if paths:
         _resolve(model, {})
-    return [previous.weight.variable.path for previous in record]
+    return paths
 
 
 def bind(
@@ -228,22 +217,6 @@ def _selector_of(
         if _default(layer, v)
     }
     return lambda layer, variable: id(variable) in variables | of_layers
-
-
-def _remember(model: keras.Model, weights: Iterable[Weight]) -> None:
-    """Note what stands on the weights, unless an earlier ``attach`` did."""
-    # In vars(), past Keras's tracking: it must not reach the config or saved files.
-    record: list[_Previous] = vars(model).setdefault(_RECORD, [])
-    known = {id(previous.weight.variable) for previous in record}
-    record.extend(
-        _Previous(
-            weight,
-            weight.variable.regularizer,
-            weight.attribute and getattr(weight.config_layer, weight.attribute),
-        )
-        for weight in weights
-        if id(weight.variable) not in known
-    )
 
 
 def _set(weight: Weight, rule: Any) -> None:

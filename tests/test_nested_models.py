@@ -1,5 +1,7 @@
 """A model within another: rules put on and taken off the one while the other trains."""
 
+import gc
+
 import keras
 import pytest
 from autodiff import numpy64
@@ -152,3 +154,60 @@ if BACKEND != "torch":
         assert traces(callback()) > 0
         traces()  # the model's own step, which the monitor did without
         assert [traces(*c) for c in ([callback()], [], [callback()])] == [0] * 3
+
+
+# -------------------------------------------------------------- detach of several
+
+
+@pytest.mark.parametrize("order", ["inner first", "outer first"])
+def test_nothing_is_left_once_both_are_detached(order):
+    stock = keras.regularizers.L2(0.5)
+    inner, outer = nested()
+    kernel = inner.layers[0].kernel
+    for before in (None, stock):
+        kernel.regularizer = inner.layers[0].kernel_regularizer = before
+        attach(inner, ScaledL2(1.0))
+        attach(outer, ScaledL2(2.0))
+        if order == "inner first":
+            # What the outer one has put on stays until that is detached.
+            assert detach(inner) == [kernel.path]
+            assert kernel.regularizer == ScaledL2(2.0)
+            assert len(detach(outer)) == 2
+        else:
+            assert len(detach(outer)) == 2
+            assert kernel.regularizer == ScaledL2(1.0)
+            assert inner.layers[0].kernel_regularizer == ScaledL2(1.0)
+            assert detach(inner) == [kernel.path]
+        assert kernel.regularizer is before
+        assert inner.layers[0].kernel_regularizer is before
+        assert detach(inner) == detach(outer) == []
+        kernel.regularizer = None
+        assert outer.losses == []
+
+
+def test_attach_in_turns_is_detached_without_a_rest():
+    inner, outer = nested()
+    kernel = inner.layers[0].kernel
+    attach(inner, ScaledL2(1.0))
+    attach(outer, ScaledL2(2.0))
+    attach(inner, ScaledL2(3.0))
+    detach(inner)
+    assert kernel.regularizer == ScaledL2(2.0)
+    attach(inner, ScaledL2(3.0))
+    detach(outer)
+    assert kernel.regularizer == ScaledL2(3.0)
+    detach(inner)
+    assert outer.losses == []
+    assert inner.layers[0].kernel_regularizer is None
+
+
+def test_detach_takes_off_what_a_model_that_is_gone_has_put_on():
+    inner, outer = nested()
+    attach(inner, ScaledL2(1.0))
+    attach(outer, ScaledL2(2.0))
+    del outer
+    keras.backend.clear_session()
+    gc.collect()
+    detach(inner)
+    assert inner.losses == []
+    assert inner.layers[0].kernel_regularizer is None
