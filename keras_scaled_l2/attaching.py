@@ -38,6 +38,12 @@ Where = (
 )
 """A predicate ``(layer, variable) -> bool``, or a collection of layers or variables."""
 
+Counts = Mapping[str, Any]
+"""``samples`` and ``batch_size``, each a number or ``None``."""
+CountsByPath = Mapping[str, Counts]
+"""Path of a weight -> the counts that hold for it instead."""
+_NO_PATH: CountsByPath = {}
+
 # Optimizer -> paths of the weights that somebody has been warned of.
 _TOLD_OF_DECAY: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
@@ -93,7 +99,7 @@ def attach(
         _set(weight, rule)
     _resolve(model, {})
     _warn_of_unsaved(model, targets)
-    _warn_of_double_decay(model, targets)
+    warn_of_double_decay(model, targets)
     return [weight.variable.path for weight in targets]
 
 
@@ -140,16 +146,20 @@ def bind(
         ValueError: If the model is not built, or a rule still lacks a count.
     """
     check_built(model)
-    counts = {
-        name: None if value is None else positive_count(name, value)
-        for name, value in (("samples", samples), ("batch_size", batch_size))
-    }
+    counts = checked_counts({"samples": samples, "batch_size": batch_size})
+    weights = bind_each(model, counts, {})
+    warn_of_double_decay(model, weights)
+    return [weight.variable.path for weight in weights]
+
+
+def bind_each(model: keras.Model, counts: Counts, own: CountsByPath) -> list[Weight]:
+    """As ``bind``, without its warning; returns the weights that carry rules."""
     weights = [
         weight
         for weight in penalized_weights(model)
         if isinstance(weight.variable.regularizer, Rule)
     ]
-    _resolve(model, counts)
+    _resolve(model, counts, own)
     for weight in weights:
         rule = weight.variable.regularizer
         optimizer = plain_optimizer(model, weight.variable)
@@ -157,8 +167,7 @@ def bind(
             rule.check_optimizer(optimizer)
         # Asking is the check: an unresolved rule says what it lacks, and the remedy.
         rule.coefficient(weight.variable.shape)
-    _warn_of_double_decay(model, weights)
-    return [weight.variable.path for weight in weights]
+    return weights
 
 
 def penalized(model: keras.Model) -> list[tuple[str, keras.Variable, Any]]:
@@ -230,19 +239,30 @@ def _set(weight: Weight, rule: Any) -> None:
         setattr(weight.config_layer, weight.attribute, rule)
 
 
-def _resolve(model: keras.Model, counts: Mapping[str, Any]) -> None:
+def checked_counts(counts: Counts) -> dict[str, int | None]:
+    """Numbers that a user gave, or ``None``; refused by name."""
+    return {
+        name: None if value is None else positive_count(name, value)
+        for name, value in counts.items()
+    }
+
+
+def _resolve(model: keras.Model, counts: Counts, own: CountsByPath = _NO_PATH) -> None:
     """Count, and give every rule of the model what it lacks; its steps see to it."""
-    for weight, rule in resolved(model, counts):
+    for weight, rule in resolved(model, counts, own):
         _set(weight, rule)
     refresh_steps(model)
 
 
-def resolved(model: keras.Model, counts: Mapping[str, Any]) -> list[tuple[Weight, Any]]:
+def resolved(
+    model: keras.Model, counts: Counts, own: CountsByPath = _NO_PATH
+) -> list[tuple[Weight, Any]]:
     """The penalized weights with their regularizers, the rules resolved as by ``bind``.
 
     Args:
         model: A built model; left as it is.
-        counts: ``samples`` and ``batch_size``, each a number or ``None``.
+        counts: Those of the data.
+        own: Those of single weights.
     """
     weights = penalized_weights(model)
     by_layer = count_by_layer(weights)
@@ -253,8 +273,8 @@ def resolved(model: keras.Model, counts: Mapping[str, Any]) -> list[tuple[Weight
             weight,
             rule.resolve(
                 {
-                    **counts,
-                    **_optimizer_counts(model, weight, counts.get("batch_size")),
+                    **(known := {**counts, **own.get(weight.variable.path, {})}),
+                    **_optimizer_counts(model, weight, known.get("batch_size")),
                     "model_weights": model_weights,
                     "layer_weights": by_layer[id(weight.config_layer)],
                     "fan_in": fan_ins[id(weight.config_layer), weight.attribute],
@@ -318,7 +338,8 @@ def _warn_of_unsaved(model: keras.Model, weights: Iterable[Weight]) -> None:
         )
 
 
-def _warn_of_double_decay(model: keras.Model, weights: Iterable[Weight]) -> None:
+def warn_of_double_decay(model: keras.Model, weights: Iterable[Weight]) -> None:
+    """Warn of weights that the optimizer decays besides, once for each optimizer."""
     both = [w for w in weights if weight_decay_of(model, w.variable)]
     if not both:
         return

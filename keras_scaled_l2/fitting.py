@@ -172,9 +172,19 @@ def may_be_resolved_by_callbacks() -> bool:
     frame = _nearest("fit")
     if frame is None:
         return False
+    return any(_may_bind(callback) for callback in _callbacks_in(frame))
+
+
+def callbacks_of_running_fit(model: keras.Model) -> list[Any]:
+    """The callbacks of the ``fit`` that is on the call stack, in their order."""
+    frame = _running_fit(model)
+    return [] if frame is None else _callbacks_in(frame)
+
+
+def _callbacks_in(frame: FrameType) -> list[Any]:
     callbacks = frame.f_locals.get("callbacks")
     inner = getattr(callbacks, "callbacks", callbacks)
-    return any(_may_bind(callback) for callback in keras.tree.flatten(inner))
+    return list(keras.tree.flatten(inner))
 
 
 def _may_bind(callback: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_scaled_l2.attaching import penalized, resolved
+from keras_scaled_l2.attaching import Counts, CountsByPath, penalized, resolved
 from keras_scaled_l2.costs import FirstStep, tell_first_step
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.efolds import inert_sentence
@@ -121,9 +121,9 @@ def inert(model: keras.Model, params: Mapping[str, Any]) -> str | None:
     )
 
 
-def check_counted(model: keras.Model, **counts: int | None) -> None:
+def check_counted(model: keras.Model, counts: Counts, own: CountsByPath) -> None:
     """Refuses a count that the data do not tell, with the argument that gives it."""
-    rules = [rule for _, rule in resolved(model, counts) if isinstance(rule, Rule)]
+    rules = [rule for _, rule in resolved(model, counts, own) if isinstance(rule, Rule)]
     for name in counts:
         lacking = [rule for rule in rules if name in rule.missing]
         if lacking:
