@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, Self
 
 import keras
 
@@ -148,6 +149,15 @@ class ApplyL2(keras.callbacks.Callback):
         if self._learning is not None:
             self._learning.remove()
             self._learning = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy that means the same layers: they are a model's, not the callback's."""
+        memo[id(self.where)] = self.where
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        for name, value in vars(self).items():
+            setattr(copied, name, copy.deepcopy(value, memo))
+        return copied
 
     @property
     def _given(self) -> dict[str, Any]:

@@ -213,6 +213,14 @@ def test_number_that_was_given_is_forgotten_after_the_fit():
     assert [rule.inferred_samples for _, _, rule in penalized(model)] == [7, 7]
 
 
+def test_apply_with_layers_that_is_copied_means_the_same_layers():
+    model = compiled(hidden())
+    for chosen in ([model.layers[2]], [model.layers[2].kernel]):
+        made = copy.deepcopy(ApplyL2(ScaledL2(1.0), where=chosen))
+        fit(model, *data(), made)
+        assert [v.path for _, v, _ in penalized(model)] == [model.layers[2].kernel.path]
+
+
 def test_apply_goes_with_the_monitor_in_either_order():
     x, y = data()
     for order in (1, -1):
