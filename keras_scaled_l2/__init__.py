@@ -8,11 +8,11 @@ from keras_scaled_l2._registration import register_rules as _register_rules
 __version__ = "0.1.0"
 
 if _typing.TYPE_CHECKING:
+    from keras_scaled_l2.applying import ApplyL2 as ApplyL2
     from keras_scaled_l2.attaching import attach as attach
     from keras_scaled_l2.attaching import bind as bind
     from keras_scaled_l2.attaching import detach as detach
     from keras_scaled_l2.attaching import penalized as penalized
-    from keras_scaled_l2.callbacks import ApplyL2 as ApplyL2
     from keras_scaled_l2.callbacks import CostMonitor as CostMonitor
     from keras_scaled_l2.regularizers import EvidenceL2 as EvidenceL2
     from keras_scaled_l2.regularizers import HalfLifeL2 as HalfLifeL2
@@ -30,7 +30,7 @@ _MODULE_OF = {
     "bind": "attaching",
     "detach": "attaching",
     "penalized": "attaching",
-    "ApplyL2": "callbacks",
+    "ApplyL2": "applying",
     "CostMonitor": "callbacks",
     "EvidenceL2": "regularizers",
     "HalfLifeL2": "regularizers",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 import keras
 
+from keras_scaled_l2.attached import remember, restore
 from keras_scaled_l2.counts import (
     Weight,
     count_by_layer,
@@ -22,13 +22,13 @@ from keras_scaled_l2.fan_in import Shape, fan_in, format_fan_ins, is_per_unit
 from keras_scaled_l2.fitting import (
     excluding_from_weight_decay,
     plain_optimizer,
-    rebuild_steps,
     weight_decay_of,
     without_weight_decay,
 )
 from keras_scaled_l2.half_life import optimizer_counts
 from keras_scaled_l2.rule import Rule, check_is_regularizer
 from keras_scaled_l2.saving import unsaved
+from keras_scaled_l2.steps import put_regularizer, refresh_steps
 from keras_scaled_l2.validation import check_is_model, positive_count
 
 Where = (
@@ -37,18 +37,14 @@ Where = (
 )
 """A predicate ``(layer, variable) -> bool``, or a collection of layers or variables."""
 
-_RECORD = "_keras_scaled_l2_attached"
+Counts = Mapping[str, Any]
+"""``samples`` and ``batch_size``, each a number or ``None``."""
+CountsByPath = Mapping[str, Counts]
+"""Path of a weight -> the counts that hold for it instead."""
+_NO_PATH: CountsByPath = {}
+
 # Optimizer -> paths of the weights that somebody has been warned of.
 _TOLD_OF_DECAY: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Previous:
-    """What stood on a weight before ``attach``, for ``detach`` to put back."""
-
-    weight: Weight
-    regularizer: Any
-    configured: Any
 
 
 def attach(
@@ -59,7 +55,10 @@ def attach(
     The penalty is in ``model.losses`` at once, and in the config of each layer, so
     that ``save`` and ``clone_model`` keep it. Counts that the model tells are
     resolved for all rules that it carries; those of the data by ``bind`` or
-    ``ApplyL2``. A train function that Keras compiled before is made anew.
+    ``ApplyL2``. The steps that Keras compiled for the model before are made anew.
+    Those of another model that holds it, or is a part of it, cannot be found from here:
+    if it was trained before, ``bind`` or ``compile`` it, or train it with ``ApplyL2``
+    or ``CostMonitor``, which notice. The same holds for ``detach``.
 
     Args:
         model: A built model, trained or not.
@@ -90,18 +89,21 @@ def attach(
     targets = [w for w in trainable if selected(w.layer, w.variable)]
     if not targets:
         raise ValueError(_nothing_matched(model, where, bool(trainable)))
-    _remember(model, targets)
-    changed = [_set(weight, rule) for weight in targets]
-    changed.append(_resolve(model, {}))
-    if any(changed):
-        rebuild_steps(model)
+    remember(model, targets)
+    for weight in targets:
+        _set(weight, rule)
+    _resolve(model, {})
     _warn_of_unsaved(model, targets)
-    _warn_of_double_decay(model, targets)
+    warn_of_double_decay(model, targets)
     return [weight.variable.path for weight in targets]
 
 
 def detach(model: keras.Model) -> list[str]:
     """Take off what ``attach`` and ``ApplyL2`` put on, and restore what was there.
+
+    What a layer has made since then with the rule (LoRA's factors) is freed of it too.
+    A rule that was put on the same weights later, through a model around this one or
+    within it, stays until that model is detached.
 
     Args:
         model: The model that ``attach`` was called with.
@@ -113,16 +115,10 @@ def detach(model: keras.Model) -> list[str]:
         TypeError: If it is no Keras model.
     """
     check_is_model(model)
-    record: list[_Previous] = vars(model).pop(_RECORD, [])
-    for previous in record:
-        weight = previous.weight
-        weight.variable.regularizer = previous.regularizer
-        if weight.attribute is not None:
-            setattr(weight.config_layer, weight.attribute, previous.configured)
-    if record:
+    paths = restore(model)
+    if paths:
         _resolve(model, {})
-        rebuild_steps(model)
-    return [previous.weight.variable.path for previous in record]
+    return paths
 
 
 def bind(
@@ -145,17 +141,20 @@ def bind(
         ValueError: If the model is not built, or a rule still lacks a count.
     """
     check_built(model)
-    counts = {
-        name: None if value is None else positive_count(name, value)
-        for name, value in (("samples", samples), ("batch_size", batch_size))
-    }
+    counts = checked_counts({"samples": samples, "batch_size": batch_size})
+    weights = bind_each(model, counts, {})
+    warn_of_double_decay(model, weights)
+    return [weight.variable.path for weight in weights]
+
+
+def bind_each(model: keras.Model, counts: Counts, own: CountsByPath) -> list[Weight]:
+    """As ``bind``, without its warning; returns the weights that carry rules."""
     weights = [
         weight
         for weight in penalized_weights(model)
         if isinstance(weight.variable.regularizer, Rule)
     ]
-    if _resolve(model, counts):
-        rebuild_steps(model)
+    _resolve(model, counts, own)
     for weight in weights:
         rule = weight.variable.regularizer
         optimizer = plain_optimizer(model, weight.variable)
@@ -163,8 +162,7 @@ def bind(
             rule.check_optimizer(optimizer)
         # Asking is the check: an unresolved rule says what it lacks, and the remedy.
         rule.coefficient(weight.variable.shape)
-    _warn_of_double_decay(model, weights)
-    return [weight.variable.path for weight in weights]
+    return weights
 
 
 def penalized(model: keras.Model) -> list[tuple[str, keras.Variable, Any]]:
@@ -225,49 +223,44 @@ def _selector_of(
     return lambda layer, variable: id(variable) in variables | of_layers
 
 
-def _remember(model: keras.Model, weights: Iterable[Weight]) -> None:
-    """Note what stands on the weights, unless an earlier ``attach`` did."""
-    # In vars(), past Keras's tracking: it must not reach the config or saved files.
-    record: list[_Previous] = vars(model).setdefault(_RECORD, [])
-    known = {id(previous.weight.variable) for previous in record}
-    record.extend(
-        _Previous(
-            weight,
-            weight.variable.regularizer,
-            weight.attribute and getattr(weight.config_layer, weight.attribute),
-        )
-        for weight in weights
-        if id(weight.variable) not in known
-    )
-
-
-def _set(weight: Weight, rule: Any) -> bool:
-    """Put a rule on a variable and in its layer's config; whether that changed it."""
+def _set(weight: Weight, rule: Any) -> None:
+    """Put a rule on a variable and in its layer's config, if it is another one."""
     if weight.variable.regularizer == rule:
-        return False
+        return
     # The variable makes the loss, the layer's attribute the config: Keras reads each
     # for its own purpose and never compares them.
-    weight.variable.regularizer = rule
+    put_regularizer(weight.variable, rule)
     if weight.attribute is not None:
         setattr(weight.config_layer, weight.attribute, rule)
-    return True
 
 
-def _resolve(model: keras.Model, counts: Mapping[str, Any]) -> bool:
-    """Count, and give every rule of the model what it lacks; whether any changed."""
-    return any([_set(weight, rule) for weight, rule in resolved(model, counts)])
+def checked_counts(counts: Counts) -> dict[str, int | None]:
+    """Numbers that a user gave, or ``None``; refused by name."""
+    return {
+        name: None if value is None else positive_count(name, value)
+        for name, value in counts.items()
+    }
+
+
+def _resolve(model: keras.Model, counts: Counts, own: CountsByPath = _NO_PATH) -> None:
+    """Count, and give every rule of the model what it lacks; its steps see to it."""
+    for weight, rule in resolved(model, counts, own):
+        _set(weight, rule)
+    refresh_steps(model)
 
 
 def resolved(
     model: keras.Model,
-    counts: Mapping[str, Any],
+    counts: Counts,
+    own: CountsByPath = _NO_PATH,
     optimizer: keras.optimizers.Optimizer | None = None,
 ) -> list[tuple[Weight, Any]]:
     """The penalized weights with their regularizers, the rules resolved as by ``bind``.
 
     Args:
         model: A built model; left as it is.
-        counts: ``samples`` and ``batch_size``, each a number or ``None``.
+        counts: Those of the data.
+        own: Those of single weights.
         optimizer: ``None`` for the one that the model was compiled with.
     """
     weights = penalized_weights(model)
@@ -279,11 +272,11 @@ def resolved(
             weight,
             rule.resolve(
                 {
-                    **counts,
+                    **(known := {**counts, **own.get(weight.variable.path, {})}),
                     **optimizer_counts(
                         optimizer or plain_optimizer(model, weight.variable),
                         rule,
-                        counts,
+                        known,
                     ),
                     "model_weights": model_weights,
                     "layer_weights": by_layer[id(weight.config_layer)],
@@ -332,7 +325,8 @@ def _warn_of_unsaved(model: keras.Model, weights: Iterable[Weight]) -> None:
         )
 
 
-def _warn_of_double_decay(model: keras.Model, weights: Iterable[Weight]) -> None:
+def warn_of_double_decay(model: keras.Model, weights: Iterable[Weight]) -> None:
+    """Warn of weights that the optimizer decays besides, once for each optimizer."""
     both = [w for w in weights if weight_decay_of(model, w.variable)]
     if not both:
         return

@@ -1,4 +1,4 @@
-"""Callbacks: ``ApplyL2`` counts and attaches, ``CostMonitor`` measures."""
+"""CostMonitor: measures costs and gradients while a model trains."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_scaled_l2.attaching import Where, attach, bind, penalized
-from keras_scaled_l2.compiled import steps_kept
+from keras_scaled_l2.attaching import penalized
 from keras_scaled_l2.costs import (
     CostSplit,
     is_split,
@@ -24,8 +23,6 @@ from keras_scaled_l2.fitting import (
     applied_steps,
     build_from_running_fit,
     current_learning_rate,
-    data_of_running_fit,
-    examples_of_running_fit,
     plain_optimizer,
     updates,
 )
@@ -35,7 +32,7 @@ from keras_scaled_l2.gradient_norms import (
     measure_gradients,
     remove_stale_measurement,
 )
-from keras_scaled_l2.learning import Learning, finish_learning, is_learning, learns
+from keras_scaled_l2.learning import is_learning
 from keras_scaled_l2.means import NAMES
 from keras_scaled_l2.parts import penalty_of
 from keras_scaled_l2.run_table import METRICS, hyperparameters
@@ -43,151 +40,14 @@ from keras_scaled_l2.scalars import (
     EVIDENCE_LAYOUT,
     LAYOUT,
     cost_scalars,
-    evidence_logs,
     evidence_of_logs,
     gradient_scalars,
 )
-from keras_scaled_l2.starting import StartingLine, check_counted
+from keras_scaled_l2.steps import refresh_steps
 from keras_scaled_l2.tensorboard import EventFile, EventFiles
 from keras_scaled_l2.validation import check_is_model, positive_count
 
 Logs = dict[str, Any]
-
-
-class ApplyL2(keras.callbacks.Callback):
-    """Attach a rule when training starts, and resolve the rules that a model carries.
-
-    Prints one line of what was done: tensors, weights, smallest and largest
-    effective coefficient, and the penalty's share of the starting cost, as soon as
-    the first batch tells the cost. Another line says so if the penalty is inert over
-    the epochs that ``fit`` is about to train, with the coefficient that is not. The
-    rule stays on the model after training, so that a saved model continues without
-    the callback; ``detach`` takes it off.
-
-    Args:
-        rule: Rule to put on the weights that ``where`` chooses, as ``attach`` does.
-            ``None`` leaves the model's own rules and only resolves them.
-        where: As in ``attach``.
-        samples: Number of training examples. Default: counted from what ``fit`` was
-            given, where that tells it (arrays, sequences and data loaders of known
-            length); where only a last partial batch leaves it open, the fewest there
-            can be, and the line says how many more.
-        batch_size: Examples per step. Default: as given to ``fit``.
-        examples: Inputs and targets, for ``EvidenceL2``; a subset of what is trained
-            on will do. Default: the arrays that ``fit`` was given.
-
-    Raises:
-        ValueError: When training starts, if nothing is penalized or a rule lacks a
-            count that ``fit`` does not tell (a generator: pass ``samples``), or if the
-            evidence has no meaning for the model that ``EvidenceL2`` is on.
-
-    With ``EvidenceL2`` the ``logs`` hold ``c/<path>``, ``gamma/<path>`` and
-    ``gamma_share/<path>`` (gamma over the number of weights) for each layer and epoch.
-
-    Example:
-        ``model.fit(x, y, callbacks=[ApplyL2(SampleL2(1.0))])``
-    """
-
-    # Nothing after the first batch; JAX need not wait for this callback.
-    async_safe = True
-
-    def __init__(
-        self,
-        rule: keras.Regularizer | None = None,
-        where: Where | None = None,
-        samples: int | None = None,
-        batch_size: int | None = None,
-        examples: tuple[Any, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        self.examples = examples
-        self._learning: Learning | None = None
-        self.rule = rule
-        self.where = where
-        self.samples = samples
-        self.batch_size = batch_size
-        self._line: StartingLine | None = None
-        self._first = 0
-
-    def set_model(self, model: keras.Model) -> None:
-        """Refuses a model of Keras 2, whose fit would fail right after this."""
-        check_is_model(model)
-        super().set_model(model)
-
-    def on_train_begin(self, logs: Logs | None = None) -> None:
-        """Attaches, counts and resolves."""
-        model = self.model
-        finish_learning(model)  # of a fit that broke off
-        build_from_running_fit(model)
-        counted = data_of_running_fit(model)
-        samples = counted.samples if self.samples is None else self.samples
-        size = counted.batch_size if self.batch_size is None else self.batch_size
-        with steps_kept(model):
-            if self.rule is not None:
-                attach(model, self.rule, self.where)
-            if not penalized(model):
-                raise ValueError(
-                    f"ApplyL2() has nothing to resolve: no trainable weight of "
-                    f"{model.name!r} carries a penalty. Pass a rule, "
-                    "ApplyL2(ScaledL2(1.0)), or build the layers with "
-                    "kernel_regularizer=..."
-                )
-            check_counted(model, samples=samples, batch_size=size)
-            bind(model, samples=samples, batch_size=size)
-        self._learning = self._learn() if learns(model) else None
-        more = 0 if self.samples is not None else counted.more
-        self._line = StartingLine(model, samples, more)
-        self._first = model.steps_per_execution - 1
-
-    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
-        """Says of a penalty that is inert over the epochs from the first on."""
-        if self._line is not None:
-            _say(self._line.guidance(epoch, self.params or {}))
-
-    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        """Prints the line once the first batch has told the starting cost."""
-        # JAX dispatches batches to several threads: only the first one may print.
-        if self._line is None or batch > self._first:
-            return
-        cost = (logs or {}).get("loss")  # a custom step may log others
-        print(self._line.text(None if cost is None else float(cost)))
-        _say(self._line.late_guidance())
-        self._line = None
-
-    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
-        """Has the strengths that are learned follow the evidence, and logs them."""
-        if self._learning is None:
-            return
-        self._learning.epoch(epoch + 1)
-        if logs is not None:
-            logs |= evidence_logs(self._learning.numbers())
-
-    def on_train_end(self, logs: Logs | None = None) -> None:
-        """Leaves of itself nothing but the rule."""
-        remove_temporary_split(self.model)
-        if self._learning is not None:
-            self._learning.remove()
-            self._learning = None
-
-    def _learn(self) -> Learning:
-        found = self.examples or examples_of_running_fit(self.model)
-        if found is None:
-            raise ValueError(
-                "ApplyL2(EvidenceL2(...)) needs training examples, and what was given "
-                "to fit are no arrays. Pass some: ApplyL2(..., examples=(x, y))."
-            )
-        learning = Learning(self.model, *found)
-        if learning.unknown:
-            print(
-                f"ApplyL2: the strength of {', '.join(learning.unknown)} stays as it "
-                "was given: gamma of such large layers is known for Dense only."
-            )
-        return learning
-
-
-def _say(guidance: str | None) -> None:
-    if guidance is not None:
-        print(f"ApplyL2: {guidance}")
 
 
 class CostMonitor(keras.callbacks.Callback):
@@ -270,6 +130,7 @@ class CostMonitor(keras.callbacks.Callback):
         # Keras gives all callbacks of a fit the same params.
         remove_stale_measurement(self.model, self.params)
         build_from_running_fit(self.model)
+        refresh_steps(self.model)
         if not is_split(self.model):
             split_cost(self.model).temporary = True
         self._start_penalty = None

@@ -14,7 +14,6 @@ from keras.config import floatx
 
 from keras_scaled_l2 import _keras
 from keras_scaled_l2.compiled import Key, key_of, same_key
-from keras_scaled_l2.fitting import rebuild_steps
 from keras_scaled_l2.gradients import (
     Tensor,
     can_store,
@@ -30,6 +29,7 @@ from keras_scaled_l2.parts import (
     steps_by_itself,
     weighs_penalties,
 )
+from keras_scaled_l2.steps import rebuild_steps
 
 Observer = Callable[[Tensor, Tensor, Mapping[int, Tensor] | None], None]
 """Given data cost, penalty and weights of a batch, as in ``Parts``."""

@@ -12,17 +12,6 @@ from keras_scaled_l2 import _keras
 from keras_scaled_l2.gradients import to_numpy
 
 
-def rebuild_steps(model: keras.Model) -> None:
-    """Have Keras compile anew the steps that it made with the old loss.
-
-    ``fit`` makes its step before ``on_train_begin`` and keeps it for the next fit.
-    """
-    if getattr(model, "train_function", None) is not None:
-        model.make_train_function(force=True)
-    if getattr(model, "test_function", None) is not None:
-        model.make_test_function(force=True)
-
-
 def plain_optimizer(
     model: keras.Model, variable: keras.Variable | None = None
 ) -> keras.optimizers.Optimizer | None:
@@ -197,9 +186,19 @@ def may_be_resolved_by_callbacks() -> bool:
     frame = _nearest("fit")
     if frame is None:
         return False
+    return any(_may_bind(callback) for callback in _callbacks_in(frame))
+
+
+def callbacks_of_running_fit(model: keras.Model) -> list[Any]:
+    """The callbacks of the ``fit`` that is on the call stack, in their order."""
+    frame = _running_fit(model)
+    return [] if frame is None else _callbacks_in(frame)
+
+
+def _callbacks_in(frame: FrameType) -> list[Any]:
     callbacks = frame.f_locals.get("callbacks")
     inner = getattr(callbacks, "callbacks", callbacks)
-    return any(_may_bind(callback) for callback in keras.tree.flatten(inner))
+    return list(keras.tree.flatten(inner))
 
 
 def _may_bind(callback: Any) -> bool:

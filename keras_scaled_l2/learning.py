@@ -20,10 +20,10 @@ from keras_scaled_l2.evidence import (
     refuse_batch_normalization,
     sum_of_squares_of,
 )
-from keras_scaled_l2.fitting import rebuild_steps
 from keras_scaled_l2.gradients import Tensor, strategy_scope, sum_of_squares, to_numpy
 from keras_scaled_l2.grams import RowFinder, gamma_of_all
 from keras_scaled_l2.rule import Quadratic, Rule
+from keras_scaled_l2.steps import put_regularizer, rebuild_steps
 
 _MOST_MOVE = math.log(2.0)
 _DAMPING = 0.5
@@ -107,7 +107,7 @@ class _Group:
     def put(self, penalty: Any) -> None:
         """Put a penalty on the variables; the config keeps the rule."""
         for weight in self.weights:
-            weight.variable.regularizer = penalty
+            put_regularizer(weight.variable, penalty)
 
     def note(self) -> None:
         """Have the config say what the strength is now: a saved model continues."""
@@ -245,7 +245,7 @@ def finish_learning(model: keras.Model) -> None:
     for layer in _keras.layers_within(model):
         for variable in _keras.own_variables(layer):
             if isinstance(variable.regularizer, _Penalty):
-                variable.regularizer = variable.regularizer.rule
+                put_regularizer(variable, variable.regularizer.rule)
     for state in states:
         _keras.remove_state(model, state)
     rebuild_steps(model)

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_scaled_l2.attaching import penalized, resolved
+from keras_scaled_l2.attaching import Counts, CountsByPath, penalized, resolved
 from keras_scaled_l2.costs import FirstStep, tell_first_step
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.efolds import Reach, inert_sentence, reach
@@ -41,6 +41,7 @@ class StartingLine:
         # By construction, unless the model has a loss or a step of its own.
         self._in_loss: float | None = self._penalty
         self._is_forgotten = self._told = False
+        self._steps = model.steps_per_execution
         if tell_first_step(model, self._tell):
             self._in_loss = None
         self._model = model
@@ -104,8 +105,21 @@ class StartingLine:
             return f"{line}{cost_line}{none}. {why}"
         if abs(found - total) > 1e-3 * abs(total):
             line += f", {found:.4g} as the loss weighs it"
-        share = f", {found / cost:.0%} of it penalty" if cost and cost > 0 else ""
-        return line + cost_line + share
+        return line + cost_line + self._share(found, cost)
+
+    def _share(self, found: float, cost: float | None) -> str:
+        """How much of the cost is penalty, which cannot be more than all of it."""
+        if not cost or cost < 0:
+            return ""
+        if found <= 1.01 * cost:
+            return f", {found / cost:.0%} of it penalty"
+        if self._steps > 1:  # a mean, of steps that the penalty fell in
+            return ""
+        return (
+            ", less than the penalty. Unless the data cost is negative, the training "
+            "step was compiled for another penalty, and this one does not act: "
+            "model.compile(...) after a regularizer is changed by hand."
+        )
 
 
 def _needs_samples(rule: object) -> bool:
@@ -143,9 +157,9 @@ def _reaching(
     return [float(c) for c in found], reach(optimizer, steps, weights=count)
 
 
-def check_counted(model: keras.Model, **counts: int | None) -> None:
+def check_counted(model: keras.Model, counts: Counts, own: CountsByPath) -> None:
     """Refuses a count that the data do not tell, with the argument that gives it."""
-    rules = [rule for _, rule in resolved(model, counts) if isinstance(rule, Rule)]
+    rules = [rule for _, rule in resolved(model, counts, own) if isinstance(rule, Rule)]
     for name in counts:
         lacking = [rule for rule in rules if name in rule.missing]
         if lacking:

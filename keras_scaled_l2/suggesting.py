@@ -195,7 +195,7 @@ def _coefficients(
 ) -> tuple[list[int], list[float]]:
     """``(elements, c)`` of each weight that ``attach`` would penalize by default."""
     with _carrying(model, rule):
-        found = resolved(model, counts, optimizer)
+        found = resolved(model, counts, optimizer=optimizer)
     sizes = [elements(weight.variable.shape) for weight, _ in found]
     values = [effective_coefficient(r, w.variable.shape) for w, r in found]
     if None in values:

@@ -487,6 +487,60 @@ def test_detach_restores_what_was_there_before_the_first_attach():
     assert model.layers[0].kernel_regularizer is stock
 
 
+def weights_under_one_entry(name):
+    """A model and two of its weights that one entry of a layer's config stands for."""
+    if name == "attention":
+        model = of_layer("attention")
+        attention = model.layers[0]
+        return model, attention._query_dense._kernel, attention._key_dense._kernel
+    model = of_layer("dense")
+    model.layers[0].enable_lora(2)
+    return model, model.layers[0].lora_kernel_a, model.layers[0].lora_kernel_b
+
+
+@pytest.mark.filterwarnings("ignore:The penalty of")
+@pytest.mark.parametrize("name", ["attention", "lora"])
+def test_detach_restores_an_entry_that_stands_for_several_weights(name):
+    model, first, second = weights_under_one_entry(name)
+    before = snapshot(model)
+    attach(model, ScaledL2(1.0), where=[first])
+    attach(model, ScaledL2(2.0), where=[second])
+    assert detach(model) == [first.path, second.path]
+    assert snapshot(model) == before
+    assert model.losses == []
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again"])
+@pytest.mark.parametrize(
+    "before", [None, keras.regularizers.L2(0.5)], ids=["bare", "with L2"]
+)
+def test_detach_reaches_weights_that_were_made_since(before, again):
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(3, kernel_regularizer=before)]
+    )
+    layer = model.layers[0]
+    attach(model, ScaledL2(1.0))
+    layer.enable_lora(2)
+    factors = [layer.lora_kernel_a, layer.lora_kernel_b]
+    if again:
+        attach(model, ScaledL2(5.0))
+    assert [v for _, v, _ in penalized(model)] == factors
+    assert {v.path for v in factors} <= set(detach(model))
+    assert [v.regularizer for v in factors] == [before, before]
+    assert layer.kernel_regularizer is before
+    assert len(model.losses) == (0 if before is None else 2)
+
+
+@pytest.mark.filterwarnings("ignore:The penalty of")
+def test_detach_leaves_weights_that_were_there_and_not_attached_to():
+    model, first, second = weights_under_one_entry("attention")
+    stock = keras.regularizers.L2(0.5)
+    second.regularizer = stock
+    attach(model, ScaledL2(1.0), where=[first])
+    detach(model)
+    assert [(v.path, r) for _, v, r in penalized(model)] == [(second.path, stock)]
+
+
 def test_detach_recounts_the_rules_that_stay():
     model = hidden(ScaledL2(6.0, "model"))
     bind(model)

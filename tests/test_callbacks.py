@@ -163,6 +163,64 @@ def test_apply_that_is_copied_before_use_works_as_the_original():
     assert penalized(model)[0][2] == SampleL2(3.0, inferred_samples=50)
 
 
+def two_applies(model, **given):
+    """A callback for each layer; the arguments of the second one, by keyword."""
+    first, second = ([model.layers[i]] for i in (0, 2))
+    return [
+        ApplyL2(SampleL2(1.0), where=first, samples=1000),
+        ApplyL2(SampleL2(2.0), where=second, **given),
+    ]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_number_given_to_one_apply_wins_over_what_another_counts(turned):
+    model = compiled(hidden())
+    both = two_applies(model)
+    fit(model, *data(10), *(both[::-1] if turned else both))
+    assert [rule.inferred_samples for _, _, rule in penalized(model)] == [1000, 1000]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_each_apply_gives_its_number_to_its_own_weights(turned):
+    model = compiled(hidden())
+    both = two_applies(model, samples=2000)
+    for _ in range(2):
+        fit(model, *data(10), *(both[::-1] if turned else both))
+        found = [rule.inferred_samples for _, _, rule in penalized(model)]
+        assert found == [1000, 2000]
+
+
+def test_number_given_to_a_later_apply_serves_a_generator():
+    model = compiled(hidden())
+    both = two_applies(model)[::-1]
+    x, y = data(10)
+
+    def batches():
+        while True:
+            yield x, y
+
+    history = model.fit(
+        batches(), steps_per_epoch=2, shuffle=False, verbose=0, callbacks=both
+    )
+    assert len(history.history["loss"]) == 1
+    assert [rule.inferred_samples for _, _, rule in penalized(model)] == [1000, 1000]
+
+
+def test_number_that_was_given_is_forgotten_after_the_fit():
+    model = compiled(hidden())
+    fit(model, *data(10), *two_applies(model))
+    fit(model, *data(7), ApplyL2())
+    assert [rule.inferred_samples for _, _, rule in penalized(model)] == [7, 7]
+
+
+def test_apply_with_layers_that_is_copied_means_the_same_layers():
+    model = compiled(hidden())
+    for chosen in ([model.layers[2]], [model.layers[2].kernel]):
+        made = copy.deepcopy(ApplyL2(ScaledL2(1.0), where=chosen))
+        fit(model, *data(), made)
+        assert [v.path for _, v, _ in penalized(model)] == [model.layers[2].kernel.path]
+
+
 def test_apply_goes_with_the_monitor_in_either_order():
     x, y = data()
     for order in (1, -1):

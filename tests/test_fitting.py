@@ -10,7 +10,8 @@ from keras import layers
 from models import compiled, data, linear, losses
 
 from keras_scaled_l2 import ApplyL2, SampleL2, ScaledL2, attach, bind, penalized
-from keras_scaled_l2.fitting import data_of_running_fit, rebuild_steps
+from keras_scaled_l2.fitting import data_of_running_fit
+from keras_scaled_l2.steps import rebuild_steps
 
 
 class Counter(keras.callbacks.Callback):
