@@ -421,7 +421,8 @@ def test_rule_without_a_fan_in_is_given_one():
 
 def test_half_life_takes_what_it_needs_from_the_optimizer_of_the_comparison():
     # Nothing to remedy: it once asked for a callback that nobody could give.
-    rate, momentum, epochs, batch = 0.2, 0.5, 3.0, 64
+    # A batch has room for 64, and an epoch of 48 is one step of 48.
+    rate, momentum, epochs, batch = 0.2, 0.5, 3.0, 48
     sgd = keras.optimizers.SGD(rate, momentum=momentum)
     experiment = planned(arms=[Arm("h", HalfLifeL2(epochs))], optimizer=sgd)
     (arm,) = experiment.result().arms
