@@ -137,7 +137,7 @@ def test_workers_that_always_die_are_given_up(monkeypatch):
 
 
 WORKER = """
-import sys, time
+import os, sys, time
 sys.path[:0] = sys.argv[3:]
 from keras_scaled_l2.experiments import trials
 from keras_scaled_l2.experiments.training import Training
@@ -146,35 +146,41 @@ from test_tune_workers import GRID
 trials.HEARTBEAT, trials.GRACE = 1, 5
 validate = Training.validate
 def slowly(training):
-    time.sleep(float(sys.argv[2]))
+    time.sleep(600 if os.path.exists(sys.argv[2]) else 0.2)
     validate(training)
 Training.validate = slowly
+print("ready", file=sys.stderr, flush=True)
 print(small(grid=GRID, seeds=3, storage=sys.argv[1], progress=True).steps)
 """
 
 
-def test_workers_on_a_server_give_the_trials_of_one_though_one_is_killed():
+def test_workers_on_a_server_give_the_trials_of_one_though_one_is_killed(tmp_path):
     alone = small(grid=GRID, seeds=3)
+    halt, never = tmp_path / "halt", tmp_path / "never"
     with postgres.server() as url:
-        # The first is slow: the others could not leave it nothing, nor could it be done
-        # before it is killed.
-        running = [
-            subprocess.Popen(
-                [sys.executable, "-c", WORKER, url, seconds, *sys.path],
+
+        def start(path):
+            return subprocess.Popen(
+                [sys.executable, "-c", WORKER, url, str(path), *sys.path],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for seconds in ("0.2", "0", "0", "0")
-        ]
-        victim = running[0]
-        # Its first result is there: it is in the middle of a batch.
-        for line in victim.stderr:
-            if "  strength" in line:
-                break
+
+        def wait_for(worker, text):
+            assert any(text in line for line in worker.stderr)
+
+        # Stopped after its first result, in the middle of a batch: on a busy machine it
+        # could be done before the others begin, or they before it is killed.
+        victim = start(halt)
+        wait_for(victim, "  strength")
+        halt.touch()
+        others = [start(never) for _ in range(3)]
+        wait_for(others[0], "ready")
         victim.kill()
-        ended = [worker.communicate(timeout=300) for worker in running]
-        assert [worker.returncode for worker in running] == [-9, 0, 0, 0], ended
+        ended = [worker.communicate(timeout=300) for worker in [victim, *others]]
+        codes = [worker.returncode for worker in [victim, *others]]
+        assert codes == [-signal.SIGKILL, 0, 0, 0], ended
         steps = {int(out.split()[-1]) for out, _ in ended[1:]}
         assert steps == {alone.steps}
         # The study is finished: nothing is trained.
