@@ -26,7 +26,7 @@ from keras_scaled_l2.validation import positive, positive_count
 STRENGTH_FIELDS = ("strength", "l2", "std", "epochs")
 """Where a rule's config keeps its strength; of Keras's own it is ``l2``."""
 
-MEASURED = (20_000, 2_100_000)
+MEASURED = (20_000, 20_000_000)
 """Weights of the smallest and largest network that all SGD groups of the atlas have."""
 
 _GRID = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -77,7 +77,7 @@ def suggest(
     T lr is the sum of the learning rates. Where the coefficient differs by tensor, E is
     that of its mean over the weights. ``E = 1`` is a place to start, not an optimum:
     docs/atlas.md has what it loses by cell, for SGD, dense networks of 20 thousand to
-    2.1 million weights and 1000 examples; the reason says where it is silent. For Adam
+    20 million weights and 1000 examples; the reason says where it is silent. For Adam
     and its like E has no exact meaning, see ``efolds.e_folds``.
 
     Args:
