@@ -18,6 +18,7 @@ from typing import Any
 
 import atlas_cells
 import atlas_examples
+import atlas_first
 import atlas_rules
 from atlas_results import (
     GOAL,
@@ -37,10 +38,8 @@ from atlas_results import (
 from keras_scaled_l2.experiments.plane import half_decades
 from keras_scaled_l2.experiments.results.scaling import (
     Interval,
-    at,
     exponent,
     optimum,
-    regret,
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -62,7 +61,8 @@ def tables(results: Sequence[Result], others: Sequence[Result]) -> dict[str, str
         "regrets": _regrets(results),
         "examples": atlas_examples.examples(results),
         "rules": atlas_rules.rules(results, others),
-        "suggested": _suggested(results),
+        "first": atlas_first.first(results),
+        "suggested": atlas_first.suggested(results),
         "question": _question(results),
         "cells": _cells(results),
     }
@@ -76,44 +76,6 @@ def render(page: str, made: Mapping[str, str]) -> str:
     """
     pattern = re.compile(r"(<!-- atlas: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
     return pattern.sub(lambda m: f"{m[1]}{made[m[2]]}\n{m[3]}", page)
-
-
-def _suggested(results: Sequence[Result]) -> str:
-    """Regret of c for so many e-folds at the learning rate of the best strength."""
-    sgd = [r for r in results if r.head["optimizer"] == "sgd"]
-    rows = []
-    for folds in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
-        found = [_regret_of_folds(r, folds) for r in sgd]
-        values = [r.value for r in found]
-        rows.append(
-            [
-                f"{folds:g}",
-                *(f"{100 * f(values):.1f} %" for f in (statistics.median, max)),
-                f"{sum(v <= GOAL for v in values)} of {len(values)}",
-                f"{sum(r.low is not None and r.low > GOAL for r in found)}",
-            ]
-        )
-    head = ["E", "median regret", "largest", "at most 2 %", "surely more"]
-    lines = [table(head, rows), ""]
-    kinds = {(r.head["architecture"], r.head["examples"]) for r in sgd}
-    for architecture, examples in sorted(kinds):
-        values = [
-            _regret_of_folds(r, 1.0).value
-            for r in sgd
-            if (r.head["architecture"], r.head["examples"]) == (architecture, examples)
-        ]
-        lines.append(
-            f"- E = 1, {architecture}, {examples:,} examples: median "
-            f"{100 * statistics.median(values):.1f} %, largest "
-            f"{100 * max(values):.1f} %; cells: {len(values)}."
-        )
-    return "\n".join(lines)
-
-
-def _regret_of_folds(result: Result, folds: float) -> Interval:
-    sweep = result.sweep("loss")
-    values, _ = at(sweep, folds / result.folds_by_strength())
-    return regret(sweep, values, share=True)
 
 
 def _measured(results: Sequence[Result], others: Sequence[Result]) -> str:

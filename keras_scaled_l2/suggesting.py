@@ -29,6 +29,12 @@ STRENGTH_FIELDS = ("strength", "l2", "std", "epochs")
 MEASURED = (20_000, 20_000_000)
 """Weights of the smallest and largest network that all SGD groups of the atlas have."""
 
+MEASURED_SAMPLES = (1000, 10_000)
+"""Fewest and most training examples of the atlas."""
+
+LAMBDA = 6.0
+"""Of ``SampleL2``: the one strength that loses least over all cells of the atlas."""
+
 _GRID = (0.1, 0.3, 1.0, 3.0, 10.0)
 """The grid around a suggestion, as multiples of its e-folds."""
 
@@ -147,7 +153,7 @@ def suggest(
         weight_decay=target / total,
         reason=f"{_call(made, field, strength)}: "
         + _reason(optimizer, updates, target, coefficient, target / total)
-        + _measured(optimizer, sum(sizes)),
+        + _measured(optimizer, sum(sizes), samples),
     )
 
 
@@ -295,17 +301,25 @@ def _reason(
     return text + " Then compare a tenth, three tenths, 3 and 10 times as many e-folds."
 
 
-def _measured(optimizer: keras.optimizers.Optimizer, weights: int) -> str:
-    """What the atlas has to say of such a start."""
+def _measured(optimizer: keras.optimizers.Optimizer, weights: int, samples: int) -> str:
+    """What the atlas has to say of such a start, and of another."""
     low, high = MEASURED
+    fewest, most = MEASURED_SAMPLES
     # Its sizes are round, and count biases.
     within = 0.8 * low <= weights <= 1.2 * high
     if is_exact(optimizer) and within:
-        return (
-            " What such a start loses on networks of this size, dense ones with 1000 "
-            "examples, stands in docs/atlas.md."
+        text = (
+            " What such a start loses on networks of this size, dense ones with "
+            f"{fewest} examples, stands in docs/atlas.md."
         )
-    return (
-        f" For this docs/atlas.md is silent: it has such starts for SGD and dense "
-        f"networks of {low:,} to {high:,} weights."
-    )
+    else:
+        text = (
+            f" For this docs/atlas.md is silent: it has such starts for SGD and dense "
+            f"networks of {low:,} to {high:,} weights."
+        )
+    if within and fewest <= samples <= most:
+        text += (
+            f" The one strength that loses least over all its cells, {LAMBDA:g} in "
+            f"lambda / (2m), would be c = {LAMBDA / (2 * samples):.2g} here."
+        )
+    return text

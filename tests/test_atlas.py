@@ -355,3 +355,45 @@ def test_suggest_names_the_sizes_that_every_group_of_the_atlas_has(benchmarks, r
     shared = set.intersection(*found)
     assert len(found) == 6
     assert (min(shared), max(shared)) == suggesting.MEASURED
+
+
+def test_one_strength_for_all_cells_loses_what_the_rows_say(benchmarks, results):
+    # By hand: 6.3 in lambda / (2m) is place -5 of the sweep with 1000 examples, -7 with
+    # 10,000, and each strength has the learning rate that suits it.
+    import atlas_first
+
+    places = {1000: -5, 10_000: -7}
+    cells = [r for r in results if r.head["examples"] in places]
+    lost = []
+    for r in cells:
+        by_place = {}
+        for (place, rate, _), record in r.l2.items():
+            by_place.setdefault(place, {}).setdefault(rate, []).append(record["loss"])
+        means = {
+            place: min(np.mean(v) for v in rates.values() if len(v) == r.head["seeds"])
+            for place, rates in by_place.items()
+            if any(len(v) == r.head["seeds"] for v in rates.values())
+        }
+        if (place := places[r.head["examples"]]) in means:
+            loss = means[place] / min(means.values()) - 1
+            c = atlas_first.textbook(r, 2000 * 10**-2.5)
+            # Of the best place the rate is chosen with all seeds: the same.
+            assert atlas_first.loss_of(r, c).value == pytest.approx(loss, abs=1e-3)
+            lost.append(loss)
+    assert len(lost) > 0.9 * len(cells)
+    best = atlas_first.best_lambda(results)
+    assert best == pytest.approx(6.3, rel=0.01)
+    assert max(lost) <= max(
+        atlas_first.loss_of(r, atlas_first.textbook(r, best)).value for r in results
+    )
+
+
+def test_suggest_names_the_strength_that_loses_least_over_all_cells(
+    benchmarks, results
+):
+    import atlas_first
+
+    best = atlas_first.best_lambda(results)
+    assert abs(math.log10(suggesting.LAMBDA / best)) < 0.25  # the nearest half decade
+    counts = {r.head["examples"] for r in results}
+    assert (min(counts), max(counts)) == suggesting.MEASURED_SAMPLES

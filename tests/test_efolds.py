@@ -134,6 +134,30 @@ def test_suggestion_for_adam_says_what_it_does_not_know():
 
 
 @pytest.mark.parametrize(
+    ("units", "samples", "optimizer", "said"),
+    [
+        (5000, 1500, "sgd", ("would be c = 0.002 here", "stands in docs/atlas.md")),
+        (5000, 1500, "adam", ("would be c = 0.002 here", "is silent")),
+        (5000, 20_000, "sgd", ("stands in docs/atlas.md",)),
+        (4, 1500, "sgd", ("is silent",)),
+    ],
+)
+def test_suggestion_names_the_atlas_as_far_as_it_was_measured(
+    units, samples, optimizer, said
+):
+    text = suggest(
+        model_of(units),
+        samples=samples,
+        batch_size=10,
+        epochs=10,
+        optimizer=keras.optimizers.get(optimizer),
+    ).reason
+    parts = ("would be c = 0.002 here", "stands in docs/atlas.md", "is silent")
+    assert tuple(p for p in parts if p in text) == said
+    assert ("would be" in text) == ("would be c = 0.002 here" in said)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"optimizer": None}, "expected a Keras optimizer"),
