@@ -54,12 +54,11 @@ def first(results: Sequence[Result]) -> str:
     best = best_lambda(results)
     for problem, name in PROBLEMS.items():
         there = [r for r in results if r.group[0] == problem]
-        others = [r for r in results if r.group[0] != problem]
+        chosen = best_lambda([r for r in results if r.group[0] != problem])
         lines.append(
-            f"- {name}, {len(there)} cells: without a penalty {_losses(there, 0.0)}; `SampleL2({best:.2g})`"
-            f" {_losses(there, best)}; chosen on the other two data sets, "
-            f"`SampleL2({best_lambda(others):.2g})`, "
-            f"{_losses(there, best_lambda(others))}."
+            f"- {name}, {len(there)} cells: without a penalty {_losses(there, 0.0)}; "
+            f"`SampleL2({best:.2g})` {_losses(there, best)}; chosen on the other two "
+            f"data sets, `SampleL2({chosen:.2g})`, {_losses(there, chosen)}."
         )
     return "\n".join(lines)
 
