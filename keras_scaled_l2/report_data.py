@@ -88,11 +88,15 @@ def check_labels(model: keras.Model, y: Any, y_pred: Any) -> None:
     """
     if weighs_penalties(model):  # a loss of its own need not be the compiled one
         return
-    losses, labels, outputs = map(keras.tree.flatten, (model.loss, y, y_pred))
+    named = y_pred if isinstance(y_pred, dict) else getattr(model, "output_names", ())
+    losses, labels, outputs = (
+        _in_order(given, named) for given in (model.loss, y, y_pred)
+    )
     if not len(losses) == len(labels) == len(outputs):
         return
     for loss, label, output in zip(losses, labels, outputs, strict=True):
-        _check_labels(model, loss, label, output)
+        if loss is not None and label is not None:
+            _check_labels(model, loss, label, output)
 
 
 def check_finite(model: keras.Model, cost: float, arrays: tuple[Any, Any, Any]) -> None:
@@ -154,6 +158,15 @@ def _array(name: str, leaf: Any) -> Any:
             f"{name} holds values of dtype {leaf.dtype}: expected numbers.{remedy}"
         )
     return leaf
+
+
+def _in_order(given: Any, names: Iterable[str]) -> list[Any]:
+    """What was given for each output, in the order of the outputs."""
+    # Flattened, a dict is in the order of its keys.
+    if isinstance(given, dict) and names:
+        given = [given.get(name) for name in names]
+    found: list[Any] = keras.tree.flatten(given)
+    return found
 
 
 def _check_labels(model: keras.Model, given: Any, y: Any, output: Any) -> None:

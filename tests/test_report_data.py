@@ -101,6 +101,36 @@ def test_label_that_the_loss_ignores_is_none_of_the_classes():
     assert cost_report(classifier(ignoring), X, y).cost["data"] > 0
 
 
+@pytest.mark.parametrize("form", [list, dict])
+def test_labels_by_name_are_those_of_the_output_of_that_name(form):
+    """Outputs in another order than that of their names."""
+    inputs = keras.Input((4,))
+    outputs = {
+        "value": layers.Dense(1, name="value", kernel_regularizer="l2")(inputs),
+        "kind": layers.Dense(3, "softmax", name="kind")(inputs),
+    }
+    given = outputs if form is dict else list(outputs.values())
+    loss = {"kind": "sparse_categorical_crossentropy", "value": "mse"}
+    model = compiled(keras.Model(inputs, given), loss=loss)
+    assert_labels_are_checked(model, {"kind": LABELS, "value": Y})
+
+
+def test_labels_are_checked_where_another_output_has_no_loss():
+    inputs = keras.Input((4,))
+    kind = layers.Dense(3, "softmax", name="kind", kernel_regularizer="l2")(inputs)
+    model = keras.Model(inputs, {"rest": layers.Dense(1)(inputs), "kind": kind})
+    compiled(model, loss={"kind": "sparse_categorical_crossentropy"})
+    assert_labels_are_checked(model, {"kind": LABELS})
+
+
+def assert_labels_are_checked(model, y):
+    """Those of the output ``kind``: right ones pass, wrong ones do not."""
+    cost = model.evaluate(X, y, verbose=0, return_dict=True)["loss"]
+    assert cost_report(model, X, y).cost["total"] == pytest.approx(cost, rel=1e-5)
+    with pytest.raises(ValueError, match=r"label 7: .*of 0 to 2"):
+        cost_report(model, X, {**y, "kind": LABELS + 7})
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["x", "y"])
 def test_data_that_are_no_numbers_are_an_error_whose_code_mends_them(name, value):
