@@ -120,7 +120,7 @@ class GradientMeasurement:
         self._split = split
         self._key = key_of(model)
         self._watchers: dict[Watcher, None] = {}
-        self._measuring = self._measured = False
+        self._measuring = False
         reassigned = _reassigned(model)
         self._weights = [
             v
@@ -129,6 +129,8 @@ class GradientMeasurement:
         ]
         self._rules = [v.regularizer for v in self._weights]
         self._names = _unique_paths(self._weights)
+        # Whether its gradient was there; a step in Python sees that a weight is frozen.
+        self._measured = [False for _ in self._weights]
         with strategy_scope(model):
             self._metric = _Statistics(len(self._weights), self)
         slots = self._metric.squares, self._metric.weights
@@ -238,11 +240,12 @@ class GradientMeasurement:
             factors = [c * w for c, w in zip(factors, weights.tolist(), strict=True)]
         if self._is_forgotten:
             factors = [0.0 for _ in factors]
-        rows = zip(self._names, factors, np.sqrt(squares).tolist(), strict=True)
+        roots = np.sqrt(squares).tolist()
+        rows = zip(self._names, factors, roots, self._measured, strict=True)
         norms = {
             name: GradientNorms(data, 2.0 * c * weight, weight, c)
-            for name, c, (data, weight) in rows
-            if self._measured
+            for name, c, (data, weight), measured in rows
+            if measured
         }
         data, penalty = costs.tolist() if self._split.seen else (math.nan, math.nan)
         return StepRecord(data, penalty, norms)
@@ -271,7 +274,7 @@ class GradientMeasurement:
             return None  # The gradients of which loss, at which weights?
         if any(self._coefficients) and not (self._split.seen or self._is_forgotten):
             return None  # Nobody knows whether the penalty is in these gradients.
-        self._measured = True
+        self._measured = [id(v) in values for v in self._weights]
         rows = []
         for i, (v, rule) in enumerate(zip(self._weights, self._rules, strict=True)):
             factor = None
@@ -279,7 +282,8 @@ class GradientMeasurement:
                 factor = 2.0 * ops.cast(_coefficient(rule, v), "float32")
                 if self._is_weighed:
                     factor = factor * ops.convert_to_tensor(weights)[i]
-            rows.append(self._row(gradients.get(id(v)), values[id(v)], scale, factor))
+            value = values.get(id(v), v)
+            rows.append(self._row(gradients.get(id(v)), value, scale, factor))
         return ops.stack(rows)
 
     def _row(

@@ -218,6 +218,28 @@ def test_frozen_weights_are_in_no_record():
     assert not [path for path in record.norms if "first" in path]
 
 
+@pytest.mark.skipif(BACKEND == "jax", reason="Keras on JAX fails in such a training")
+def test_weight_frozen_while_steps_run_in_python_is_in_no_record_from_then_on():
+    x, y = data(BATCH)
+
+    def trained(*watches):
+        keras.utils.set_random_seed(1)
+        model = compiled(hidden(ScaledL2(1.0), ScaledL2(1.0)), run_eagerly=True)
+
+        def freeze(epoch, logs):
+            model.layers[0].trainable = epoch == 0
+
+        freezing = keras.callbacks.LambdaCallback(on_epoch_begin=freeze)
+        fit(model, x, y, CostMonitor(), *watches, freezing)
+        return [to_numpy(v).tolist() for v in model.weights]
+
+    watch = Watch()
+    assert trained(watch) == trained()
+    both, second = (list(record.norms) for record in watch.records)
+    assert second == [path for path in both if "first" not in path]
+    assert len(second) == len(both) - 2
+
+
 class Twice(keras.Model):
     """Two layers of one name, which Keras allows here."""
 
