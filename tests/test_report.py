@@ -409,10 +409,11 @@ def test_finding_that_nothing_is_penalized():
     assert report.weights == ()
 
 
-def test_finding_that_nothing_is_trainable():
+@pytest.mark.parametrize("arrays", [(), (X, Y)], ids=["bare", "data"])
+def test_finding_that_nothing_is_trainable(arrays):
     model = network(L2(0.5))
     model.trainable = False
-    report = cost_report(model)
+    report = cost_report(model, *arrays)
     assert found(report) == ["nothing_penalized"]
     assert "No weight is trainable" in str(report)
 

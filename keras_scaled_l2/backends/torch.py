@@ -202,7 +202,10 @@ def loss_gradients(
 ) -> list[Tensor | None]:
     """See ``contract.Backend``."""
     values = [v.value for v in model.trainable_variables]
-    return list(torch.autograd.grad(loss(), values, allow_unused=True))
+    value = loss()
+    if not (values and value.requires_grad):  # an error to torch
+        return [None for _ in values]
+    return list(torch.autograd.grad(value, values, allow_unused=True))
 
 
 def gradient_function(
