@@ -134,10 +134,13 @@ def cost_report(
         size = batch_size or _BATCH_SIZE
         variables = [weight.variable for weight, _ in rules]
         given = list(zip(variables, penalties, strict=True))
-        with penalties_given(given), left_alone(model):
-            cost_of_data, factors = data_cost(model, variables, arrays, size)
-            check_finite(model, cost_of_data, arrays)
-            data_norms = data_gradient_norms(model, arrays, size)
+        with penalties_given(given):
+            with left_alone(model):
+                cost_of_data, factors = data_cost(model, variables, arrays, size)
+                check_finite(model, cost_of_data, arrays)
+            # From the recurrent states that a training would begin with.
+            with left_alone(model):
+                data_norms = data_gradient_norms(model, arrays, size)
         penalties = [f * p for f, p in zip(factors, penalties, strict=True)]
     cost = {"penalty": math.fsum(penalties)}
     if cost_of_data is not None:

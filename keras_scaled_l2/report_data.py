@@ -309,7 +309,11 @@ def left_alone(model: keras.Model) -> Iterator[None]:
         for layer in _keras.layers_within(model)
         for v in _keras.own_trainable(layer)
     }
-    changing = (*model.non_trainable_variables, *model.metrics_variables)
+    changing = (
+        *model.non_trainable_variables,
+        *model.metrics_variables,
+        *_recurrent_states(model),
+    )
     variables = [v for v in changing if id(v) not in frozen]
     before = [to_numpy(v) for v in variables]
     try:
@@ -323,6 +327,16 @@ def left_alone(model: keras.Model) -> Iterator[None]:
             if not known.issuperset(map(id, metric.variables)):
                 metric.reset_state()
         _keras.forget_losses(model)
+
+
+def _recurrent_states(model: keras.Model) -> list[keras.Variable]:
+    """Those of stateful layers, which Keras does not count as their variables."""
+    states = [
+        layer.states
+        for layer in _keras.layers_within(model)
+        if isinstance(layer, keras.layers.RNN) and layer.stateful
+    ]
+    return [v for v in keras.tree.flatten(states) if v is not None]
 
 
 def number(value: Any) -> float:

@@ -11,7 +11,7 @@ import pytest
 from autodiff import numpy, numpy64
 from discovery import SOME_RULES, every_rule
 from keras import layers, ops, optimizers
-from models import data, number
+from models import compiled, data, number
 from reference import penalty, penalty_gradient
 from second_pass import gradients
 
@@ -695,6 +695,12 @@ def state(model):
         [numpy(v).tolist() for v in model.optimizer.variables],
         [v.regularizer for v in model.weights],
         [number(loss) for loss in model.losses],
+        [
+            numpy(v).tolist()
+            for layer in model.layers
+            if isinstance(layer, layers.RNN)
+            for v in layer.states or []
+        ],
         model.get_config() if isinstance(model, keras.Sequential) else None,
         model.train_function is None,
         model.test_function is None,
@@ -732,6 +738,18 @@ def test_report_leaves_the_model_as_it_was(trained):
     report = cost_report(model, x, [Y, Y], samples=10, batch_size=5)
     assert report.cost["data"] > 0
     assert state(model) == before
+
+
+@pytest.mark.skipif(keras.config.backend() == "torch", reason="no gradient in Keras")
+def test_gradient_of_a_stateful_layer_is_from_the_states_that_it_has():
+    inputs = keras.Input(batch_shape=(2, 3, 4))
+    unit = layers.LSTM(3, stateful=True, kernel_regularizer=ScaledL2(1.0))
+    model = compiled(keras.Model(inputs, layers.Dense(1)(unit(inputs))))
+    x = np.random.default_rng(0).normal(size=(6, 3, 4)).astype("float32")
+    first = cost_report(model, x[:2], Y[:2], batch_size=2)
+    report = cost_report(model, x, Y[:6], batch_size=2)
+    assert report.gradient_ratio == pytest.approx(first.gradient_ratio, rel=1e-5)
+    assert first == cost_report(model, x[:2], Y[:2], batch_size=2)
 
 
 def test_report_that_fails_leaves_the_model_as_it_was():
