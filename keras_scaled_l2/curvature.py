@@ -66,8 +66,14 @@ def output_width(model: keras.Model) -> int:
     """Number of output units.
 
     Raises:
-        ValueError: If the model has not one output of shape (None, units).
+        ValueError: If the model has not one output of shape (None, units), or is a
+            subclassed one.
     """
+    if not hasattr(model, "output_shape"):
+        raise ValueError(
+            f"The model {model.name!r} is subclassed and does not tell the shape of "
+            "its outputs: expected a Sequential or functional model."
+        )
     if np.shape(model.output_shape) != (2,):
         raise ValueError(
             f"The model {model.name!r} has outputs of shape {model.output_shape}: "

@@ -219,6 +219,19 @@ def test_what_the_evidence_cannot_do_is_refused_with_the_remedy():
     )
     with pytest.raises(ValueError, match=r"one output of shape \(None, units\)"):
         evidence_strengths(compiled(sequence), np.zeros((2, 3, 5), "float32"), y)
+    subclassed = Subclassed()
+    subclassed(x)
+    with pytest.raises(ValueError, match=r"expected a Sequential or functional model"):
+        evidence_strengths(compiled(subclassed), x, y)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.unit = layers.Dense(1, kernel_regularizer=l2(0.1))
+
+    def call(self, x):
+        return self.unit(x)
 
 
 def test_few_examples_tell_gamma_of_all_where_each_has_rows_of_its_own():
