@@ -134,6 +134,7 @@ class CostMonitor(keras.callbacks.Callback):
         if not is_split(self.model):
             split_cost(self.model).temporary = True
         self._start_penalty = None
+        self._warned = False
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         """Installs the measurement, again if another callback remade the step."""

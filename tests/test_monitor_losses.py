@@ -329,6 +329,13 @@ def test_distiller_is_told_once_that_its_penalty_does_not_act(capsys):
     assert [f.name for f in report.findings] == ["not_in_loss"]
 
 
+def test_monitor_that_is_used_again_tells_of_each_training():
+    monitor = CostMonitor()
+    for make in (distiller, distiller):
+        with pytest.warns(UserWarning, match="does not act"):
+            fit(make(), X, Y, monitor)
+
+
 # ------------------------------------------- steps that forget, and what they are told
 
 
