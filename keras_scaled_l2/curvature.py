@@ -103,8 +103,11 @@ def transformed(model: keras.Model) -> Callable[[Tensor], Tensor]:
     scale = 2.0 / width**0.5
 
     def angle(z: Tensor) -> Tensor:
+        # Not 1 - p + _TINY: XLA adds the two numbers first, which leaves sqrt(0) at
+        # p = 1, and a gradient that is no number.
         p = ops.sigmoid(z) if logits else z
-        return scale * ops.arctan2(ops.sqrt(p + _TINY), ops.sqrt(1.0 - p + _TINY))
+        q = ops.sigmoid(-z) if logits else ops.maximum(1.0 - z, _TINY)
+        return scale * ops.arctan2(ops.sqrt(p + _TINY), ops.sqrt(q + _TINY))
 
     return angle
 

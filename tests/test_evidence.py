@@ -16,7 +16,7 @@ from keras_scaled_l2.evidence import (
     gamma_dense,
     output_rows,
 )
-from keras_scaled_l2.grams import Rows, gamma_of_all
+from keras_scaled_l2.grams import RowFinder, Rows, gamma_of_all
 
 EXACT = {"alpha_1": 0, "alpha_2": 0, "lambda_1": 0, "lambda_2": 0, "tol": 1e-12}
 
@@ -246,3 +246,18 @@ def test_few_examples_tell_gamma_of_all_where_each_has_rows_of_its_own():
     r = np.tile(100 * np.eye(2), (s, 1)) / np.sqrt(s)
     together = Rows({"w": r @ r.T}, [])
     assert gamma_of_all(together, c, s, m)["w"] == pytest.approx(2.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_rows_of_examples_that_are_certain_are_numbers(logits):
+    # float32 has no p between 1 - 6e-8 and 1: from a logit of 17 on it is 1.
+    loss = keras.losses.BinaryCrossentropy(from_logits=logits)
+    model = unit(0.1, None if logits else "sigmoid", loss, features=1)
+    put(model, np.ones(1), 0.0)
+    z = np.array([-40.0, -18.0, -8.0, 0.5, 8.0, 18.0, 40.0])
+    path = model.layers[0].kernel.path
+    rows = RowFinder(model, z[:, None].astype("float32"), [path])
+    found = np.diag(rows(z[:, None].astype("float32")).grams[path])
+    p = 1 / (1 + np.exp(-z))
+    expected = z**2 * p * (1 - p) / len(z)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
