@@ -388,3 +388,16 @@ def test_e_folds_of_a_tuning_count_the_updates_of_an_accumulating_optimizer():
     steps = plan.epochs * math.ceil(plan.problem.samples["train"] / plan.batch_size)
     axis = make_axis("l2", plan)
     assert axis.e_folds(0.01) == pytest.approx(2 * 0.01 * 0.1 * (steps // 4))
+
+
+def test_strengths_of_cross_validation_count_the_examples_of_a_fold():
+    result = small(
+        rule="sample", method="kfold", folds=2, seeds=1, grid=(0.0, 5.0), batch_size=16
+    )
+    # 60 of 100 to train by hold-out; 40 of the 80 outside the test set here.
+    m, steps = result.samples["train"], math.ceil(40 / 16)
+    point = result[5.0]
+    assert m == 40 and {job.steps for job in point.jobs} == {3 * steps}
+    c = 5.0 / (2 * m)
+    assert point.coefficient == pytest.approx((c, c))
+    assert point.e_folds == pytest.approx(2 * c * 3 * steps * 0.05 / (1 - 0.9))

@@ -150,15 +150,28 @@ class Axis:
         return (0, -3, 6) if self.exact else (0, -7, 8)
 
 
-def make_axis(rule: str | keras.Regularizer, plan: Plan, rate: float = 0.0) -> Axis:
+def make_axis(
+    rule: str | keras.Regularizer,
+    plan: Plan,
+    rate: float = 0.0,
+    *,
+    samples: int | None = None,
+) -> Axis:
     """The axis of a rule, or of a name of ``NAMES``, in the trainings of a plan.
+
+    Args:
+        rule: The rule.
+        plan: What is trained.
+        rate: Dropout rate beside it.
+        samples: Examples of a training, where they are not the plan's, as in folds.
 
     Raises:
         InputError: If there is no such rule, or it does not fit.
     """
     if rule == "dropout":
         return Axis("dropout", {}, 1.0, 1.0, 0.0, 0.0, True, 0.0)
-    optimizer, samples = plan.optimizer.make(), plan.problem.samples["train"]
+    optimizer = plan.optimizer.make()
+    samples = plan.problem.samples["train"] if samples is None else samples
     steps = plan.epochs * math.ceil(samples / plan.batch_size)
     updates = updates_in(steps, optimizer)
     if rule == DECAY:

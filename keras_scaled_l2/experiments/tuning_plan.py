@@ -164,10 +164,15 @@ def make_tuning_plan(
         )
     if criterion == "accuracy" and base.problem.task == "regression":
         raise InputError("criterion 'accuracy' of a regression: expected 'data_loss'.")
+    samples = None
+    if method == "kfold":
+        # Too many folds come to light here.
+        first, *_ = base.problem.source.folds(folds, base.seeds[0])
+        samples = first.samples["train"]
     plan = TuningPlan(
         base=base,
         rule=_call(rule) + ("" if rate is None else f"+{DROPOUT}"),
-        axis=make_axis(rule, base, rate or 0.0),
+        axis=make_axis(rule, base, rate or 0.0, samples=samples),
         grid=values,
         method=method,
         folds=folds,
@@ -176,9 +181,6 @@ def make_tuning_plan(
         workers=workers,
         directory=None if directory is None else writable(directory),
     )
-    if method == "kfold":
-        # Too many folds come to light here.
-        plan.data(plan.blocks[0])
     if method == "evidence":
         follower(plan)
     if plan.axis.kind == DROPOUT or rate:
