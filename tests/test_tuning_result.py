@@ -274,6 +274,27 @@ def test_figure_shows_curve_plateau_and_the_inert_side(power, right):
     assert all(float(text) > 0 for text in ticks)
 
 
+def test_plateau_of_a_half_life_reaches_from_its_shortest_up_to_no_penalty():
+    measured = [
+        Measured(
+            *(strength, (folds, folds), folds, False),
+            tuple(TuningJob(s, 0, m + 0.01 * s, 0.9, 4, 200) for s in range(3)),
+        )
+        for strength, folds, m in [
+            *((0.0, 0.0, 1.0), (25.0, 0.2, 0.999), (5.0, 1.0, 1.5), (1.0, 5.0, 2.0))
+        ]
+    ]
+    result = make_result(measured, **{**FIELDS, "rule": "half-life"})
+    high = result.plateau["high"]
+    assert result.plateau["low"] == 0 and 5.0 < high < 25.0
+    expected = f"Any value of {high:.3g} or more, and none, will do: all are within 2%"
+    assert expected in result.findings[0]
+    (axes,) = tuning_pages.draw(result).axes
+    (span,) = [p for p in axes.patches if p.get_label() == "any of these will do"]
+    found = (span.get_x(), span.get_x() + span.get_width())
+    assert found == pytest.approx((high, 25.0))
+
+
 def test_figure_of_an_adaptive_optimizer_calls_nothing_inert():
     adam = {"class_name": "Adam", "config": {"learning_rate": 0.001}}
     (axes,) = tuning_pages.draw(made(optimizer=adam, exact=False)).axes

@@ -19,7 +19,7 @@ from keras_scaled_l2.experiments.results.files import (
     write_text,
 )
 from keras_scaled_l2.experiments.results.tuning import TuningResult
-from keras_scaled_l2.experiments.results.tuning_records import TuningPoint
+from keras_scaled_l2.experiments.results.tuning_records import TuningPoint, falls
 from keras_scaled_l2.tensorboard import EventFile
 
 if TYPE_CHECKING:
@@ -121,7 +121,11 @@ def _draw_ranges(
     if not positive:
         return
     strengths = [p.strength for p in positive]
-    low, high = max(result.plateau["low"], min(strengths)), result.plateau["high"]
+    low, high = result.plateau["low"], result.plateau["high"]
+    if low == 0 < high:
+        # From no penalty, which is beyond the weakest.
+        weakest = strengths[0]
+        low, high = (high, weakest) if falls(positive) else (weakest, high)
     if high > low:
         axes.axvspan(low, high, color=PLATEAU, alpha=0.15, label="any of these will do")
     found = _inert_edge(result, positive)

@@ -60,6 +60,7 @@ class Curve:
         one_standard_error: Place of the strongest penalty within one standard error of
             the best.
         plateau: Lowest and highest strength of the plateau around the best.
+        inside: Places of its first and its last strength.
         edge: Whether the best lies at an end beyond which nothing was tried.
         none_is_as_good: Whether no penalty does not differ significantly from the best,
             corrected for all comparisons; ``None`` if no penalty was not tried.
@@ -70,6 +71,7 @@ class Curve:
     best: int
     one_standard_error: int
     plateau: tuple[float, float]
+    inside: tuple[int, int]
     edge: bool
     none_is_as_good: bool | None
     none_is_within: bool | None
@@ -112,17 +114,19 @@ def curve(samples: Sequence[Sample], *, higher_is_better: bool = False) -> Curve
     chosen = max(i for i in places if estimates[i].mean <= center + slack)
     none = next((i for i, s in enumerate(samples) if s.strength == 0), None)
     positive = [i for i, s in enumerate(samples) if s.strength != 0]
+    plateau, inside = _plateau(
+        samples,
+        estimates,
+        best,
+        center + tolerance,
+        [len(v) == len(reference) for v in values],
+    )
     return Curve(
         estimates=tuple(_turned(e, sign) for e in estimates),
         best=best,
         one_standard_error=chosen,
-        plateau=_plateau(
-            samples,
-            estimates,
-            best,
-            center + tolerance,
-            [len(v) == len(reference) for v in values],
-        ),
+        plateau=plateau,
+        inside=inside,
         edge=len(samples) > 1
         and best in positive
         and (best == positive[-1] or (none is None and best == positive[0])),
@@ -184,7 +188,9 @@ def _plateau(
     best: int,
     limit: float,
     whole: Sequence[bool],
-) -> tuple[float, float]:
+) -> tuple[tuple[float, float], tuple[int, int]]:
+    """The strengths at its ends, in rising order; the first and last place in it."""
+
     def bound(i: int) -> float:
         """What the mean must not exceed: 2 %, or what the blocks can tell."""
         low = estimates[i].low
@@ -197,7 +203,7 @@ def _plateau(
         return estimates[i].mean <= bound(i)
 
     center = estimates[best].mean
-    ends = []
+    ends, places = [], []
     for step in (-1, 1):
         last = best
         while 0 <= last + step < len(samples) and belongs(last + step):
@@ -211,8 +217,8 @@ def _plateau(
                 bound(beyond),
             )
         ends.append(strength)
-    low, high = sorted(ends)
-    return low, high
+        places.append(last)
+    return (min(ends), max(ends)), (places[0], places[1])
 
 
 def _crossing(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_scaled_l2.experiments.results.record import FileRecord, Record
@@ -56,6 +56,16 @@ class TuningPoint(Record):
     jobs: tuple[TuningJob, ...]
 
 
+def falls(points: Sequence[TuningPoint]) -> bool:
+    """Whether the larger strength is the weaker penalty, as of priors and half-lives.
+
+    Args:
+        points: From the weakest penalty to the strongest.
+    """
+    strengths = [point.strength for point in points if point.strength]
+    return len(strengths) > 1 and strengths[0] > strengths[-1]
+
+
 @dataclasses.dataclass(frozen=True)
 class Evidence(Record):
     """The training that proposed a strength.
@@ -100,7 +110,8 @@ class TuningRecord(FileRecord):
         points: From the weakest penalty to the strongest.
         best: ``strength`` and ``half_life_epochs``.
         one_standard_error: ``strength``.
-        plateau: ``low`` and ``high``.
+        plateau: ``low`` and ``high``; a ``low`` of 0 is no penalty, to which strengths
+            rise from ``high`` where the larger one is the weaker (``falls``).
         findings: In words.
         evidence: What the evidence proposed; ``None`` for the other methods.
     """

@@ -12,6 +12,7 @@ from keras_scaled_l2.experiments.results.tuning_records import (
     Evidence,
     TuningPoint,
     TuningRecord,
+    falls,
 )
 from keras_scaled_l2.report_text import EQUIVALENTS
 
@@ -104,14 +105,18 @@ def _plateau(points: Sequence[TuningPoint], found: Curve, rule: str) -> str:
     if low == high:
         return f"{name}; no other value that was tried is as good."
     limit = WITHIN * abs(best.mean)
-    inside = [p for p in points if low <= p.strength <= high]
+    first, last = found.inside
+    inside = points[first : last + 1]
     surely = all(abs(p.mean - best.mean) <= limit for p in inside)
     how = (
         f"all are within {WITHIN:.0%} of the best"
         if surely
         else f"none differs significantly from the best ({len(best.jobs)} trainings)"
     )
-    return f"{name}. Any value from {_say(low)} to {_say(high)} will do: {how}."
+    span = f"from {_say(low)} to {_say(high)}"
+    if low == 0 and falls(points):
+        span = f"of {_say(high)} or more, and none,"
+    return f"{name}. Any value {span} will do: {how}."
 
 
 def _none(points: Sequence[TuningPoint], found: Curve) -> list[str]:
