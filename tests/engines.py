@@ -18,6 +18,10 @@ OPTIMIZERS = {
     "sgd": functools.partial(keras.optimizers.SGD, 0.1, momentum=0.9),
     "plain sgd": functools.partial(keras.optimizers.SGD, 0.1),
     "adam": functools.partial(keras.optimizers.Adam, 0.01),
+    # Of 4 steps to an epoch: updates are not where epochs end.
+    "accumulating": functools.partial(
+        keras.optimizers.SGD, 0.1, momentum=0.9, gradient_accumulation_steps=3
+    ),
 }
 LOSSES = {
     "classes": functools.partial(

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_scaled_l2 import _keras
+from keras_scaled_l2.fitting import steps_per_update
 from keras_scaled_l2.gradients import Tensor, sum_of_squares
 
 State = Any
@@ -79,6 +81,19 @@ class Trainee:
             factor = ops.cast(2.0 * c[k], weights[i].dtype)
             result[i] = gradients[i] + factor * weights[i]
         return result
+
+    def decay_rate(self) -> Tensor:
+        """The learning rate where the next step updates the weights, else 0.
+
+        An optimizer that gathers the gradients of several steps decays with their
+        update, once.
+        """
+        rate = ops.convert_to_tensor(self.optimizer.learning_rate)
+        each = steps_per_update(self.optimizer)
+        if each == 1:
+            return rate
+        given = ops.convert_to_tensor(_keras.gradients_given(self.optimizer))
+        return ops.where((given + 1) % each == 0, rate, ops.zeros_like(rate))
 
     def decayed(
         self, weights: Sequence[Tensor], decay: Tensor, rate: Tensor

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
-from keras import ops
 
 from keras_scaled_l2.backends.loop import Data, Trainee, Values
 
@@ -208,7 +207,7 @@ class TrainingLoop:
         weights = state.trainable
         total = trainee.penalized_gradients(gradients, weights, c)
         if trainee.decays:
-            weights = trainee.decayed(weights, state.decay, self._rate(state))
+            weights = trainee.decayed(weights, state.decay, self._decay_rate(state))
         trainable, optimizer = trainee.optimizer.stateless_apply(
             state.optimizer, total, weights
         )
@@ -243,11 +242,11 @@ class TrainingLoop:
         squares = self._trainee.squares
         return jnp.stack([squares(state.trainable), squares(gradients)])
 
-    def _rate(self, state: JaxState) -> Any:
+    def _decay_rate(self, state: JaxState) -> Any:
         optimizer = self._trainee.optimizer
         mapping = zip(optimizer.variables, state.optimizer, strict=True)
         with keras.StatelessScope(state_mapping=list(mapping)):
-            return ops.convert_to_tensor(optimizer.learning_rate)
+            return self._trainee.decay_rate()
 
 
 def _take(data: Data, chosen: Any) -> Data:

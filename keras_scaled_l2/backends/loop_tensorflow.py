@@ -182,8 +182,7 @@ class TrainingLoop:
         sums = trainee.sums(y, outputs, loss, squares, c)
         total = trainee.penalized_gradients(gradients, weights, c)
         if trainee.decays:
-            rate = tf.convert_to_tensor(trainee.optimizer.learning_rate)
-            decayed = trainee.decayed(weights, self._decay, rate)
+            decayed = trainee.decayed(weights, self._decay, trainee.decay_rate())
             for i in trainee.penalized:
                 self._trainable[i].assign(decayed[i])
         trainee.optimizer.apply(total, trainee.network.trainable_variables)

@@ -199,7 +199,7 @@ class TrainingLoop:
             if c:  # an arm without a penalty need not pay
                 total[i] = add(gradients[i], values[i], alpha=2.0 * c)
         if trainee.decays and self._decay:
-            rate = float(ops.convert_to_numpy(trainee.optimizer.learning_rate))
+            rate = float(ops.convert_to_numpy(trainee.decay_rate()))
             for i in trainee.penalized:
                 values[i].mul_(1.0 - self._decay * rate)
         trainee.optimizer.apply(total, self._trainable)
