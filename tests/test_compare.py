@@ -12,6 +12,7 @@ from typing import ClassVar
 import keras
 import numpy as np
 import pytest
+from keras.optimizers import SGD, LossScaleOptimizer
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from keras_scaled_l2 import ScaledL2
@@ -326,6 +327,9 @@ def test_network_of_a_function_is_made_anew_for_each_seed():
         ({"hidden": [8, 0]}, "hidden units 0"),
         ({"learning_rate": math.nan}, "learning rate"),
         ({"optimizer": 3}, "expected a name or an optimizer"),
+        ({"optimizer": SGD(use_ema=True)}, "optimizer SGD with use_ema"),
+        ({"optimizer": SGD(loss_scale_factor=64.0)}, "with loss_scale_factor"),
+        ({"optimizer": LossScaleOptimizer(SGD())}, "expected its inner optimizer"),
         ({"arms": [Arm("l2"), "l2"]}, "more than once"),
         ({"arms": ["l2", "l2"]}, "more than once"),
         ({"model": 3}, "expected a built keras.Model"),

@@ -34,6 +34,7 @@ from keras_scaled_l2.experiments.model_checks import fitted
 from keras_scaled_l2.experiments.naming import every_layer, plain_config
 from keras_scaled_l2.experiments.problems import Problem, load_problem
 from keras_scaled_l2.experiments.start_checks import check_start
+from keras_scaled_l2.fitting import unwrapped
 
 Model: TypeAlias = (
     str | os.PathLike[str] | keras.Model | Callable[[], keras.Model] | None
@@ -340,7 +341,27 @@ def _optimizer(
         )
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise InputError(f"optimizer {optimizer!r}: expected a name or an optimizer.")
+    _check_plain(optimizer)
     return OptimizerSpec.of(optimizer)
+
+
+def _check_plain(optimizer: keras.optimizers.Optimizer) -> None:
+    """Refuse what ``fit`` does beside the optimizer, and these trainings do not."""
+    name, reason = type(optimizer).__name__, "since these trainings"
+    if unwrapped(optimizer) is not optimizer:
+        raise InputError(
+            f"optimizer {name}: expected its inner optimizer, {reason} do not scale "
+            "the loss."
+        )
+    for option, what in (
+        ("loss_scale_factor", "do not scale the loss"),
+        ("use_ema", "test the weights themselves, not their averages"),
+    ):
+        if getattr(optimizer, option, None):
+            raise InputError(
+                f"optimizer {name} with {option}: expected one without, {reason} "
+                f"{what}."
+            )
 
 
 def writable(directory: str | os.PathLike[str]) -> pathlib.Path:
