@@ -226,6 +226,11 @@ def test_best_strength_in_other_conventions_and_as_code():
     assert found["half_life"] == pytest.approx(
         math.log(2) * 10 / (2 * 0.01 * 200 * 0.05 / 0.1)
     )
+    # Two steps to an update are half the updates, each of twice the examples.
+    sgd = {"gradient_accumulation_steps": 2, **FIELDS["optimizer"]["config"]}
+    twice = made(optimizer={"class_name": "SGD", "config": sgd}).equivalents()
+    changed = {n: pytest.approx(2 * found[n]) for n in ("half_life", "sklearn_mlp")}
+    assert twice == found | changed
     assert result.code() == "kernel_regularizer=keras.regularizers.L2(0.01)"
     assert made(exact=False).best["half_life_epochs"] is None
 

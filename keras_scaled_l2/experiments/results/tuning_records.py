@@ -156,7 +156,9 @@ class TuningRecord(FileRecord):
         config = self.optimizer["config"]
         known: dict[str, Any] = {
             "samples": self.samples["train"],
-            "batch_size": min(self.batch_size, self.samples["train"]),
+            # The examples of one update of the weights.
+            "batch_size": min(self.batch_size, self.samples["train"])
+            * (config.get("gradient_accumulation_steps") or 1),
         }
         targets = ["keras", "textbook", "torch", "sklearn_mlp", "logistic_c", "ridge"]
         targets.append("prior_std")
