@@ -66,6 +66,12 @@ def test_none_may_be_the_best():
     assert first_screen(close)[0].startswith("No arm won: no other has a better")
 
 
+def test_arms_that_are_level_differ_by_0_and_not_by_minus_0():
+    found = by_losses(none=0.5 + NOISE, l2=0.5 + NOISE)
+    expected = "difference to l2 is +0 (0 %), with 95 % certainty within [0, 0]"
+    assert expected in first_screen(found)[1]
+
+
 def test_accuracy_that_prefers_another_arm_is_told():
     def by_both(better):
         losses, accuracies = (0.5, 0.4), (0.9 + better, 0.9)

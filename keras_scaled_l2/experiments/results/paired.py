@@ -136,13 +136,13 @@ class Difference:
         """The other arm minus this one."""
 
         def minus(value: float | None) -> float | None:
-            return None if value is None else -value
+            return None if value is None else 0.0 - value  # never -0
 
         return dataclasses.replace(
             self,
             arm=self.versus,
             versus=self.arm,
-            mean=-self.mean,
+            mean=0.0 - self.mean,
             low=minus(self.high),
             high=minus(self.low),
             low_corrected=minus(self.high_corrected),
