@@ -35,6 +35,13 @@ def tiny_problem():
     return Source("tiny", checked(arrays, name="tiny")).split(0)
 
 
+def several_rates():
+    """An optimizer for the output and another for the rest."""
+    parts = keras.optimizers.OptimizerMap(SGD(0.1))
+    parts["output"] = keras.optimizers.Adam(0.01)
+    return keras.optimizers.MultiOptimizer(parts)
+
+
 def small(**options):
     return compare(
         **{
@@ -315,6 +322,15 @@ def test_network_of_a_function_is_made_anew_for_each_seed():
     assert len(costs) == 2
     assert max(costs) < 2
     assert without_seconds(again) == without_seconds(first)
+
+
+@pytest.mark.once
+@pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in this Keras"
+)
+def test_optimizer_of_several_learning_rates_is_refused():
+    with pytest.raises(InputError, match="optimizer MultiOptimizer: expected one with"):
+        small(optimizer=several_rates())
 
 
 @pytest.mark.once

@@ -34,7 +34,7 @@ from keras_scaled_l2.experiments.model_checks import fitted
 from keras_scaled_l2.experiments.naming import every_layer, plain_config
 from keras_scaled_l2.experiments.problems import Problem, load_problem
 from keras_scaled_l2.experiments.start_checks import check_start
-from keras_scaled_l2.fitting import unwrapped
+from keras_scaled_l2.fitting import current_learning_rate, unwrapped
 
 Model: TypeAlias = (
     str | os.PathLike[str] | keras.Model | Callable[[], keras.Model] | None
@@ -352,6 +352,11 @@ def _check_plain(optimizer: keras.optimizers.Optimizer) -> None:
         raise InputError(
             f"optimizer {name}: expected its inner optimizer, {reason} do not scale "
             "the loss."
+        )
+    if current_learning_rate(optimizer) is None:
+        raise InputError(
+            f"optimizer {name}: expected one with a single learning rate, which goes "
+            "into the curves and the decay."
         )
     for option, what in (
         ("loss_scale_factor", "do not scale the loss"),
