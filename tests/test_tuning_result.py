@@ -300,6 +300,21 @@ def test_plateau_of_a_half_life_reaches_from_its_shortest_up_to_no_penalty():
     assert found == pytest.approx((high, 25.0))
 
 
+def test_two_trainings_recommend_no_strength_that_is_far_from_the_best():
+    # t is 12.7 with two: hardly any difference is significant.
+    losses = {0.1: (0.50, 0.52), 1.0: (0.501, 0.52), 10.0: (0.8, 0.9)}
+    found = curve(
+        [Sample(c, dict(enumerate_blocks(values))) for c, values in losses.items()]
+    )
+    assert found.estimates[2].low < found.estimates[0].mean
+    assert found.inside == (0, 1)
+    assert found.plateau[1] < 2.0
+
+
+def enumerate_blocks(values):
+    return [((seed, 0), value) for seed, value in enumerate(values)]
+
+
 def test_figure_of_an_adaptive_optimizer_calls_nothing_inert():
     adam = {"class_name": "Adam", "config": {"learning_rate": 0.001}}
     (axes,) = tuning_pages.draw(made(optimizer=adam, exact=False)).axes

@@ -85,10 +85,10 @@ def curve(samples: Sequence[Sample], *, higher_is_better: bool = False) -> Curve
     within ``std / sqrt(n)`` of the best, over its ``n`` blocks (Breiman et al. 1984,
     section 3.4.3). **Plateau**: the strengths next to each other around the best whose
     mean is within 2 % of it, or within half its paired interval, if that is more and
-    the strength has all blocks; its ends are where the curve, straight in the
-    logarithm, leaves that. **No penalty is as good** unless its paired difference to
-    the best is beyond Student's t, corrected
-    for all strengths (Bonferroni), since the best was picked by looking.
+    the strength has all blocks, three at least; its ends are where the curve, straight
+    in the logarithm, leaves that. **No penalty is as good** unless its paired
+    difference to the best is beyond Student's t, corrected for all strengths
+    (Bonferroni), since the best was picked by looking.
 
     Args:
         samples: In the order of the axis, the weakest first; at least one value finite.
@@ -119,7 +119,7 @@ def curve(samples: Sequence[Sample], *, higher_is_better: bool = False) -> Curve
         estimates,
         best,
         center + tolerance,
-        [len(v) == len(reference) for v in values],
+        [len(v) == len(reference) > 2 for v in values],
     )
     return Curve(
         estimates=tuple(_turned(e, sign) for e in estimates),

@@ -14,6 +14,7 @@ from keras_scaled_l2.experiments.results.tuning_records import (
     TuningRecord,
     falls,
 )
+from keras_scaled_l2.experiments.results.words import counted
 from keras_scaled_l2.report_text import EQUIVALENTS
 
 _CODE = {
@@ -77,10 +78,10 @@ def evidence_findings(
     c, gamma = evidence.coefficients.values(), math.fsum(evidence.gammas.values())
     low, high = min(c), max(c)
     span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g} by layer"
-    counted = f", {gamma:.4g} parameters determined" if math.isfinite(gamma) else ""
+    known = f", {gamma:.4g} parameters determined" if math.isfinite(gamma) else ""
     lines = [
         f"The evidence of one training ({evidence.steps:,} steps) proposed the "
-        f"strength {evidence.strength:.3g} of {rule}: c = {span}{counted}."
+        f"strength {evidence.strength:.3g} of {rule}: c = {span}{known}."
     ]
     tried = [p for p in points if p.strength]
     around = (
@@ -209,12 +210,12 @@ def description(result: TuningRecord) -> str:
     """What was trained, in a sentence or two."""
     folds = {(job.seed, job.fold) for p in result.points for job in p.jobs}
     seeds = len({seed for seed, _ in folds})
-    how = f"hold-out, {seeds} seeds"
+    how = f"hold-out, {counted(seeds, 'seed')}"
     if result.method == "evidence":
-        how = f"hold-out around what the evidence proposed, {seeds} seeds"
+        how = f"hold-out around what the evidence proposed, {counted(seeds, 'seed')}"
     if result.method == "kfold":
         k = len({fold for _, fold in folds})
-        how = f"{k}-fold cross-validation, {seeds} seeds"
+        how = f"{k}-fold cross-validation, {counted(seeds, 'seed')}"
     return (
         f"Tuning of {result.rule} on {result.problem}, {result.architecture} "
         f"({result.weights:,} weights), {result.optimizer['class_name']}: validation "
