@@ -66,6 +66,13 @@ def test_none_may_be_the_best():
     assert first_screen(close)[0].startswith("No arm won: no other has a better")
 
 
+def test_best_arm_is_told_to_add_nothing_where_the_network_may_have_its_own():
+    found = by_losses(none=0.4 + NOISE, l2=0.5 + NOISE[::-1])
+    assert first_screen(found)[2] == (
+        "none is the network as it was given, without penalty, decay or dropout added."
+    )
+
+
 def test_arms_that_are_level_differ_by_0_and_not_by_minus_0():
     found = by_losses(none=0.5 + NOISE, l2=0.5 + NOISE)
     expected = "difference to l2 is +0 (0 %), with 95 % certainty within [0, 0]"

@@ -181,7 +181,10 @@ def _strength(arm: ArmRecord) -> str:
     if rate:
         parts.append(f"Dropout({rate:.2g})")
     if not parts:
-        return f"{arm.name} is the network without penalty, decay and dropout."
+        return (
+            f"{arm.name} is the network as it was given, without penalty, decay or "
+            "dropout added."
+        )
     return f"{arm.name} stands for {listed(parts)}, means over the seeds{tuned}."
 
 
