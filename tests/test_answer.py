@@ -7,9 +7,12 @@ import pytest
 from comparisons import made_arm, made_comparison, made_run
 from scipy import stats
 
+from keras_scaled_l2 import PriorL2, ScaledL2
+from keras_scaled_l2.experiments import Arm
 from keras_scaled_l2.experiments.results.answer import seeds_to_decide
 from keras_scaled_l2.experiments.results.paired import compare_arms
 from keras_scaled_l2.experiments.results.summary import summarize
+from keras_scaled_l2.experiments.results.words import penalty
 
 
 def by_losses(command=None, **losses):
@@ -64,6 +67,19 @@ def test_none_may_be_the_best():
     assert "without penalty" in first_screen(found)[2]
     close = by_losses(none=0.4 + NOISE, l2=0.4001 + NOISE[::-1])
     assert first_screen(close)[0].startswith("No arm won: no other has a better")
+
+
+def test_rule_is_told_with_what_it_divides_by():
+    def told(*rules):
+        return penalty([arm.config for arm in (Arm("x", rule) for rule in rules)])
+
+    # As code, ScaledL2(0.001) is another penalty than the arm l2.
+    assert told(ScaledL2(0.001, per=1)) == "ScaledL2(0.001, per=1)"
+    assert told(ScaledL2(0.1, "model", 0.5), ScaledL2(0.2, "model", 0.5)) == (
+        "ScaledL2(0.1 .. 0.2, per='model', power=0.5)"
+    )
+    assert told(ScaledL2(2.0)) == "ScaledL2(2)"
+    assert told(PriorL2(2.0)) == "PriorL2(std=2)"
 
 
 def test_best_arm_is_told_to_add_nothing_where_the_network_may_have_its_own():
