@@ -74,7 +74,7 @@ def test_rule_is_told_with_what_it_divides_by():
         return penalty([arm.config for arm in (Arm("x", rule) for rule in rules)])
 
     # As code, ScaledL2(0.001) is another penalty than the arm l2.
-    assert told(ScaledL2(0.001, per=1)) == "ScaledL2(0.001, per=1)"
+    assert told(ScaledL2(0.001, per=1), ScaledL2(0.1, per=1)) == "L2(0.001 .. 0.1)"
     assert told(ScaledL2(0.1, "model", 0.5), ScaledL2(0.2, "model", 0.5)) == (
         "ScaledL2(0.1 .. 0.2, per='model', power=0.5)"
     )

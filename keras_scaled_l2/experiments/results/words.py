@@ -82,7 +82,8 @@ def penalty(rules: Iterable[Mapping[str, Any] | None]) -> str:
     """Rules of one class as ``SampleL2(6)``, with the range of what was set of it.
 
     What was set is the strength, else the first argument; and what ``ScaledL2`` divides
-    by, where it is not the tensor: without it the call would make another penalty.
+    by, where it is not the tensor: without it the call would make another penalty. With
+    1 it is Keras's ``L2``.
     """
     known = [rule for rule in rules if rule is not None]
     if not known:
@@ -95,6 +96,8 @@ def penalty(rules: Iterable[Mapping[str, Any] | None]) -> str:
     values = list(dict.fromkeys(config[key] for config in configs))
     numbers = all(isinstance(value, int | float) for value in values)
     shown = span(values, ".4g") if numbers else ", ".join(map(str, values))
+    if configs[0].get("per") == 1:
+        return f"L2({shown})"
     parts = [shown if key == "strength" else f"{key}={shown}"]
     for option, usual in (("per", "tensor"), ("power", 1.0)):
         value = configs[0].get(option, usual)
