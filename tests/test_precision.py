@@ -251,7 +251,9 @@ def test_floatx_of_any_precision_gives_penalties_that_add_to_the_loss():
         assert result["dtypes"] == [floatx] * 3, result["rule"]
         w = np.array(result["kernel"])
         expected = penalty(result["c"], w)
-        assert result["value"] == pytest.approx(expected, rel=2 * epsilon)
+        # Narrow numbers are summed wider; in float64 each term of either sum rounds.
+        roundings = w.size if floatx == "float64" else 2
+        assert result["value"] == pytest.approx(expected, rel=roundings * epsilon)
         np.testing.assert_allclose(
             result["gradient"], penalty_gradient(result["c"], w), rtol=4 * epsilon
         )
