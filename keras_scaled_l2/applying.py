@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import keras
 
+from keras_scaled_l2.attached import nothing_changed_if_refused
 from keras_scaled_l2.attaching import (
     Where,
     attach,
@@ -61,7 +62,8 @@ class ApplyL2(keras.callbacks.Callback):
     Raises:
         ValueError: When training starts, if nothing is penalized or a rule lacks a
             count that ``fit`` does not tell (a generator: pass ``samples``), or if the
-            evidence has no meaning for the model that ``EvidenceL2`` is on.
+            evidence has no meaning for the model that ``EvidenceL2`` is on. The model
+            is then left as it was.
 
     With ``EvidenceL2`` the ``logs`` hold ``c/<path>``, ``gamma/<path>`` and
     ``gamma_share/<path>`` (gamma over the number of weights) for each layer and epoch.
@@ -103,6 +105,10 @@ class ApplyL2(keras.callbacks.Callback):
         finish_learning(model)  # of a fit that broke off
         build_from_running_fit(model)
         refresh_steps(model)
+        with nothing_changed_if_refused(model):
+            self._put_on(model)
+
+    def _put_on(self, model: keras.Model) -> None:
         counted = data_of_running_fit(model)
         with steps_kept(model):
             if self.rule is not None:

@@ -8,14 +8,15 @@ leaves what it has found to the next one.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
 
 from keras_scaled_l2.counts import Weight, walk
-from keras_scaled_l2.steps import put_regularizer
+from keras_scaled_l2.steps import put_regularizer, refresh_steps
 
 _RECORD = "_keras_scaled_l2_attached"
 _CHAIN = "_keras_scaled_l2_chain_of"
@@ -151,6 +152,29 @@ def restore(model: keras.Model) -> list[str]:
     for weight, configured in made:
         _restore_made(weight, configured.value)
     return paths + [weight.variable.path for weight, _ in made]
+
+
+@contextlib.contextmanager
+def nothing_changed_if_refused(model: keras.Model) -> Iterator[None]:
+    """Puts back what weights and configs held, if what is done meanwhile raises.
+
+    A fit that is refused has trained nothing: one without the callback that was
+    refused must not train under its rule.
+    """
+    first = _RECORD not in vars(model)
+    weights = list(walk(model))
+    before = [_Found(weight.variable, _ON_VARIABLE) for weight in weights]
+    before += [_Found(*_config(w)) for w in weights if w.attribute is not None]
+    try:
+        yield
+    except BaseException:
+        if first:
+            restore(model)
+        for found in before:
+            if getattr(found.holder, found.name) is not found.value:
+                found.put_back()
+        refresh_steps(model)
+        raise
 
 
 def _restore_made(weight: Weight, value: Any) -> None:

@@ -18,9 +18,11 @@ from test_costs import assert_split, fit, state
 from keras_scaled_l2 import (
     ApplyL2,
     CostMonitor,
+    EvidenceL2,
     SampleL2,
     ScaledL2,
     attach,
+    detach,
     penalized,
 )
 
@@ -109,6 +111,44 @@ def test_apply_with_nothing_to_resolve_is_an_error_with_the_remedy():
 def test_apply_with_a_bad_number_of_samples_is_an_error():
     with pytest.raises(ValueError, match=r"samples=-3: expected"):
         fit(linear(), *data(), ApplyL2(SampleL2(1.0), samples=-3))
+
+
+REFUSED = [
+    (r"examples=\(x, y\)", EvidenceL2(1.0), {"samples": 10}),
+    (r"Pass it: ApplyL2\(samples", SampleL2(5.0), {}),
+]
+
+
+@pytest.mark.parametrize(("message", "rule", "given"), REFUSED)
+@pytest.mark.parametrize("before", [None, keras.regularizers.L2(0.3)])
+@pytest.mark.parametrize("attached", [False, True])
+def test_apply_that_is_refused_leaves_the_model_as_it_was(
+    message, rule, given, before, attached
+):
+    x, y = data()
+    model, plain = linear(before), linear(before)
+    plain.set_weights(model.get_weights())
+    if attached:
+        for one in (model, plain):
+            attach(one, SampleL2(2.0, samples=10))
+    for one in (model, plain):
+        fit(one, x, y, epochs=1, shuffle=False)
+    config, own = model.get_config(), vars(model).keys()
+
+    def batches():
+        while True:
+            yield x, y
+
+    with pytest.raises(ValueError, match=message):
+        options = {"steps_per_epoch": 1, "shuffle": False}
+        fit(model, batches(), None, ApplyL2(rule, **given), **options)
+    assert model.get_config() == config
+    assert vars(model).keys() == own
+    assert losses(model) == losses(plain)
+    after, expected = (fit(one, x, y, shuffle=False)["loss"] for one in (model, plain))
+    assert after == expected
+    assert detach(model) == ([model.layers[0].kernel.path] if attached else [])
+    assert model.layers[0].kernel.regularizer is before
 
 
 def test_apply_prints_what_was_done(capsys):
