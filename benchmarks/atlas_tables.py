@@ -38,13 +38,16 @@ from atlas_results import (
 from keras_scaled_l2.experiments.plane import half_decades
 from keras_scaled_l2.experiments.results.scaling import (
     Interval,
+    at,
     exponent,
     optimum,
+    regret,
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "atlas.md"
 IMAGES = ROOT / "docs" / "images"
+_LARGE = 10_000_000
 
 
 def tables(results: Sequence[Result], others: Sequence[Result]) -> dict[str, str]:
@@ -152,8 +155,29 @@ def _answer(results: Sequence[Result]) -> str:
             f"{100 * statistics.median(r.value for r in regrets):.1f} %, largest "
             f"{100 * worst:.0f} %."
         )
+    lines += _kept(rows)
     lines += _matters(results)
     return "\n".join(lines)
+
+
+def _kept(rows: Sequence[tuple[Any, int, Mapping[str, Interval]]]) -> list[str]:
+    """Regret of the kept coefficient by kind of network, examples and size."""
+    kinds: dict[tuple[str, int, bool], list[Interval]] = {}
+    for (_, examples, *_, architecture), weights, found in rows:
+        kind = (architecture, examples, weights > _LARGE)
+        kinds.setdefault(kind, []).append(found["plain"])
+    lines = []
+    for (architecture, examples, large), regrets in sorted(kinds.items()):
+        more = sum(r.value > GOAL for r in regrets)
+        surely = sum(r.low is not None and r.low > GOAL for r in regrets)
+        size = " at 20 million weights" if large else ""
+        cells = f"{len(regrets)} larger cell{'s' if len(regrets) > 1 else ''}"
+        lines.append(
+            f"- plain, {architecture}, {examples:,} examples{size}: largest "
+            f"{100 * max(r.value for r in regrets):.1f} % in {cells}, more than 2 % "
+            f"in {more}, surely in {surely}."
+        )
+    return lines
 
 
 def _slope_words(slopes: Mapping[Any, Interval]) -> str:
@@ -218,7 +242,32 @@ def _question(results: Sequence[Result]) -> str:
             f"- {words}: on the plateau of {len(inside)} of {len(results)} cells"
             + (f" ({len(names)} groups)." if inside else ".")
         )
-    return "\n".join(lines)
+    large = [r for r in results if r.weights > _LARGE]
+    rows = [[*_names(r), _starting_cost(r), *_against(r, 0.01)] for r in large]
+    head = ["`L2(0.01)`", "weights", "cost at the start", "above the best"]
+    return "\n".join([*lines, "", table([*head, "below none"], rows)])
+
+
+def _names(result: Result) -> tuple[str, str]:
+    return title(result.group), f"{result.weights:,}"
+
+
+def _starting_cost(result: Result) -> str:
+    """Of ``L2(0.01)`` under He's initialization: each unit's weights have variance 2/n.
+
+    A unit adds 0.01 * 2, whatever it sums (the ten outputs, by Glorot, about as much);
+    the data cost of ten classes is log(10).
+    """
+    units = sum(map(int, re.findall(r"\d+", result.head["network"])[1:]))
+    return f"{0.01 * 2 * units + math.log(10):.0f}"
+
+
+def _against(result: Result, c: float) -> tuple[str, str]:
+    """How far the loss lies above that of the best strength, and below no penalty's."""
+    sweep = result.sweep("loss")
+    above = regret(sweep, at(sweep, c)[0], share=True).value
+    none = regret(sweep, at(sweep, 0.0)[0], share=True).value
+    return f"{100 * above:.1f} %", f"{100 * (1 - (1 + above) / (1 + none)):.1f} %"
 
 
 def _on_plateau(result: Result, values: Any) -> bool:

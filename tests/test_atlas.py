@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import re
 import sys
 import types
 
@@ -32,12 +33,74 @@ def results(benchmarks):
     return benchmarks[1].load()
 
 
-def test_page_is_what_the_files_say(benchmarks, results):
+@pytest.fixture(scope="module")
+def made(benchmarks, results):
+    return benchmarks[1].tables(results, benchmarks[1].load(rules=True))
+
+
+def test_page_is_what_the_files_say(benchmarks, made):
     tables = benchmarks[1]
     page = tables.PAGE.read_text(encoding="utf-8")
-    made = tables.tables(results, tables.load(rules=True))
     assert all(f"<!-- atlas: {name} -->" in page for name in made)
     assert tables.render(page, made) == page
+
+
+MARKED = re.compile(r"<!-- atlas: \w+ -->.*?<!-- end -->", re.DOTALL)
+NUMBER = r"-?\d+(?:\.\d+)?"
+# Weight decays of others' long trainings, named beside ours.
+ELSEWHERE = {"5e-4", "1e-4"}
+
+
+def quoted(text):
+    """Numbers of results in prose: shares, coefficients, exponents, intervals."""
+    text = " ".join(MARKED.sub("", text).split())
+    several = rf"({NUMBER}(?:(?: to |, | and | or |, up to | and up to ){NUMBER})*) %"
+    for match in re.finditer(several, text):
+        yield from re.findall(NUMBER, match[1])
+    yield from re.findall(r"(?<![\w.])\d+(?:\.\d+)?e-\d+", text)
+    yield from re.findall(r"\^(-?\d+\.\d+)", text)
+    for pair in re.findall(r"\[(-?[\d.e+-]+), (-?[\d.e+-]+)\]", text):
+        yield from pair
+
+
+def test_prose_quotes_numbers_that_the_command_prints(benchmarks):
+    page = benchmarks[1].PAGE.read_text(encoding="utf-8")
+    printed = " ".join(MARKED.findall(page))
+    known = set(re.findall(rf"({NUMBER}) %", printed))
+    known |= set(re.findall(r"(?<![\w.,])-?\d+\.\d+(?:e-\d+)?", printed))
+    known |= {f"{float(number):.0f}" for number in known} | ELSEWHERE
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = readme.partition("- **Which lambda first?**")[2].partition("## More")[0]
+    for text, fewest in ((page, 150), (readme, 15)):
+        found = list(quoted(text))
+        assert len(found) >= fewest
+        assert [number for number in found if number not in known] == []
+
+
+def test_readme_counts_what_the_page_counts(results, made):
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    rows = {
+        row.split(" | ")[0].strip("| `"): re.findall(rf"({NUMBER}) %", row)
+        for row in made["first"].splitlines()
+    }
+    [(median, _, most)] = [v for k, v in rows.items() if k.startswith("SampleL2(6.")]
+    none = rows["none"]
+    folds = re.search(r"^\| 1 \| (\S+) % \| \S+ % \| (\S+) %", made["suggested"], re.M)
+    clear, worse = re.search(
+        r"shows it in (\d+), and shows L2 to be better in (\d+)", made["answer"]
+    ).groups()
+
+    def whole(number):
+        return f"{float(number):.0f}"
+
+    for words in (
+        f"all {len(results)} cells",
+        f"lost {median} % in the median",
+        f"strength, {whole(most)} % at most; no penalty {none[0]} and {whole(none[2])}",
+        f"it lost {folds[1]} and {whole(folds[2])} % there",
+        f"better in {clear} cells of {len(results)}, L2 in {worse};",
+    ):
+        assert words in readme
 
 
 def test_numbers_of_a_cell_are_those_of_its_rows(benchmarks, results):
