@@ -204,6 +204,7 @@ class CostMonitor(keras.callbacks.Callback):
         if self._warned or not is_split(self.model):
             return
         text = self._what_is_wrong(split_cost(self.model), logs)
+        text = text or self._what_is_wrong_in_validation(logs)
         if text is not None:
             self._warned = True
             warnings.warn(text, stacklevel=3)
@@ -235,6 +236,17 @@ class CostMonitor(keras.callbacks.Callback):
                 "one loss."
             )
         return None
+
+    def _what_is_wrong_in_validation(self, logs: Logs) -> str | None:
+        found = (float(logs.get(f"val_{n}", 0.0)) for n in ("data_loss", "loss"))
+        if list(map(math.isnan, found)) != [True, False]:
+            return None
+        return (
+            f"CostMonitor cannot tell data cost from penalty in validation: the "
+            f"test_step of {self.model.name!r} does not call self.compute_loss(...), "
+            "on JAX self.stateless_compute_loss(...). It logs val_data_loss and "
+            "val_penalty as nan: callbacks can follow val_loss only."
+        )
 
     def _close_files(self) -> None:
         if self._files is not None:

@@ -738,6 +738,46 @@ def test_step_that_returns_its_own_logs_is_told_so():
     np.testing.assert_allclose(total, history["val_loss"], rtol=1e-5)
 
 
+if BACKEND == "jax":
+
+    def own_test_step(self, state, data):
+        """Sums the loss itself, and returns the results of all metrics."""
+        trainable, non_trainable, metrics = state
+        x, y = data
+        y_pred, non_trainable = self.stateless_call(trainable, non_trainable, x)
+        logs, left, new = {}, list(metrics), []
+        for metric in self.metrics:
+            held = [left.pop(0) for _ in metric.variables]
+            if metric.name == "loss":
+                held = metric.stateless_update_state(held, mean_square(y, y_pred))
+            logs[metric.name] = metric.stateless_result(held)
+            new += held
+        return logs, (trainable, non_trainable, new)
+
+else:
+
+    def own_test_step(self, data):
+        """Sums the loss itself, and returns the results of all metrics."""
+        x, y = data
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(mean_square(y, self(x)))
+        return {metric.name: metric.result() for metric in self.metrics}
+
+
+def test_test_step_past_compute_loss_is_told_so():
+    model = of_kind(type("OwnTest", (keras.Model,), {"test_step": own_test_step}))
+    stock = of_kind(keras.Model)
+    with pytest.warns(UserWarning, match="in validation: the test_step") as caught:
+        history = fit(model, X, Y, CostMonitor(), validation_data=(X, Y), epochs=2)
+    assert len([w for w in caught if "CostMonitor" in str(w.message)]) == 1
+    expected = fit(stock, X, Y, CostMonitor(), epochs=2)
+    for name in ("loss", "data_loss", "penalty"):
+        assert history[name] == pytest.approx(expected[name], rel=1e-5)
+    assert np.isnan([*history["val_data_loss"], *history["val_penalty"]]).all()
+    assert np.isfinite(history["val_loss"]).all()
+
+
 @pytest.mark.parametrize("logged", [0, 1, 2], ids=["first", "second", "mean"])
 def test_parts_of_a_step_with_two_losses_are_those_of_the_one_it_logs(logged, tmp_path):
     model = of_kind(Sharp)
