@@ -145,8 +145,9 @@ def e_folds_of_decay(
 ) -> float | None:
     """E-folds of a training under decoupled weight decay: ``E = sum(lr) * wd``.
 
-    Exact for every optimizer of Keras, adaptive or not: the decay is taken from the
-    weight itself, past momentum and scaling.
+    Exact for the optimizers of Keras, adaptive or not: the decay is taken from the
+    weight itself, past momentum and scaling. Not for ``Ftrl`` and
+    ``ScheduleFreeAdamW``, which make the weight anew: see ``half_life.decay_acts``.
 
     Args:
         weight_decay: The optimizer's ``weight_decay``.

@@ -13,6 +13,20 @@ import keras
 
 from keras_scaled_l2.fitting import current_learning_rate, steps_per_update
 
+_REMAKES = ("Ftrl", "ScheduleFreeAdamW")
+"""Optimizers of Keras that make the weights anew from a state; by name, since older
+versions lack some."""
+
+
+def decay_acts(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether decoupled ``weight_decay`` shrinks a weight under this optimizer.
+
+    It is taken from the weight itself, past momentum and scaling, which is lost where
+    the weight is made anew from a state in the same update.
+    """
+    names = {kind.__name__ for kind in type(optimizer).__mro__}
+    return names.isdisjoint(_REMAKES)
+
 
 def optimizer_counts(
     optimizer: keras.optimizers.Optimizer | None, rule: Any, counts: Mapping[str, Any]
@@ -86,9 +100,7 @@ def decoupled_decay(
         count: Gives ``samples``, ``batch_size`` and ``learning_rate``; raises a
             ``ValueError`` where one is not known, and the formula is given.
     """
-    name = type(optimizer).__name__
-    # These make the weights anew from a state that decay does not reach.
-    name = "AdamW" if name in ("Ftrl", "ScheduleFreeAdamW") else name
+    name = type(optimizer).__name__ if decay_acts(optimizer) else "AdamW"
     try:
         m, b = count("samples"), count("batch_size")
         lr = current_learning_rate(optimizer) or count("learning_rate")

@@ -20,6 +20,7 @@ from keras_scaled_l2.efolds import (
 )
 from keras_scaled_l2.fan_in import is_per_unit
 from keras_scaled_l2.fitting import plain_optimizer, steps_per_update, unwrapped
+from keras_scaled_l2.half_life import decay_acts
 from keras_scaled_l2.rule import Rule, check_is_regularizer, effective_coefficient
 from keras_scaled_l2.validation import positive, positive_count
 
@@ -82,9 +83,9 @@ def suggest(
     the training: E = 2 c T lr / (1 - mu) for SGD, with T updates; under a schedule
     T lr is the sum of the learning rates. Where the coefficient differs by tensor, E is
     that of its mean over the weights. ``E = 1`` is a place to start, not an optimum:
-    docs/atlas.md has what it loses by cell, for SGD, dense networks of 20 thousand to
-    20 million weights and 1000 examples; the reason says where it is silent. For Adam
-    and its like E has no exact meaning, see ``efolds.e_folds``.
+    docs/atlas.md has what it loses, for SGD and dense networks of 20 thousand to
+    20 million weights by the number of examples; the reason says where it is silent.
+    For Adam and its like E has no exact meaning, see ``efolds.e_folds``.
 
     Args:
         model: A built model; left as it is. Its trainable kernels and embeddings are
@@ -295,7 +296,8 @@ def _reason(
     if not is_exact(optimizer):
         text += (
             f" Under {name} that is an order of magnitude, not a number: it divides "
-            "the penalty's gradient by the RMS of the whole gradient. Its decoupled "
+            "the penalty's gradient by the RMS of the whole gradient. "
+            f"{'Its' if decay_acts(optimizer) else 'With AdamW, a'} decoupled "
             f"weight_decay={weight_decay:.3g} does exactly this."
         )
     return text + " Then compare a tenth, three tenths, 3 and 10 times as many e-folds."
@@ -306,18 +308,19 @@ def _measured(optimizer: keras.optimizers.Optimizer, weights: int, samples: int)
     low, high = MEASURED
     fewest, most = MEASURED_SAMPLES
     # Its sizes are round, and count biases.
-    within = 0.8 * low <= weights <= 1.2 * high
+    within = 0.8 * low <= weights <= 1.2 * high and fewest <= samples <= most
     if is_exact(optimizer) and within:
         text = (
-            " What such a start loses on networks of this size, dense ones with "
-            f"{fewest} examples, stands in docs/atlas.md."
+            " What such a start loses by the number of examples, on dense networks of "
+            f"{low:,} to {high:,} weights, stands in docs/atlas.md."
         )
     else:
         text = (
-            f" For this docs/atlas.md is silent: it has such starts for SGD and dense "
-            f"networks of {low:,} to {high:,} weights."
+            " For this docs/atlas.md is silent: it has such starts for SGD and dense "
+            f"networks of {low:,} to {high:,} weights with {fewest:,} to {most:,} "
+            "examples."
         )
-    if within and fewest <= samples <= most:
+    if within:
         text += (
             f" The one strength that loses least over all its cells, {LAMBDA:g} in "
             f"lambda / (2m), would be c = {LAMBDA / (2 * samples):.2g} here."

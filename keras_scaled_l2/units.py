@@ -84,7 +84,7 @@ _TABLE = {
         lambda n: Fraction(1, 2),
     ),
     "decoupled": _Convention(
-        "weight_decay of AdamW and of every Keras optimizer: 2 c / (1 - mu), "
+        "weight_decay of AdamW and of Keras's optimizers: 2 c / (1 - mu), "
         "the same time scale under SGD with momentum mu",
         lambda n: (1 - n["momentum"]) / 2,
         needs=("momentum",),
@@ -154,8 +154,9 @@ def convert(
     - ``"torch"``: weight_decay = 2 c of ``torch.optim.SGD`` and ``Adam``, which add
       weight_decay * w to the gradient (coupled). Exact.
     - ``"decoupled"``: weight_decay = 2 c / (1 - mu) of ``AdamW`` in Keras and PyTorch
-      and of the argument `weight_decay` of every Keras optimizer, which shrink w by
-      lr * weight_decay in each step, past the momentum. Exact for plain SGD. With
+      and of the argument `weight_decay` of Keras's optimizers, which shrink w by
+      lr * weight_decay in each step, past the momentum (but ``Ftrl`` and
+      ``ScheduleFreeAdamW``, which make w anew). Exact for plain SGD. With
       momentum the two decay on the same time scale, to first order in
       lr * weight_decay / (1 - mu): the decay must take many times 1 / (1 - mu) steps
       (a half-life of 400 steps at mu = 0.9 is 403 when measured, one of 100 steps at

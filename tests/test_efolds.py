@@ -1,6 +1,7 @@
 """E-folds against a training that is done, the suggestion, and the guidance."""
 
 import math
+import re
 
 import keras
 import numpy as np
@@ -119,6 +120,18 @@ def test_suggestion_leaves_the_model_as_it_was():
     assert [r for *_, r in penalized(model)] == [before, before]
 
 
+@pytest.mark.parametrize("kind", ["Ftrl", "Adam"])
+def test_decay_that_is_advised_shrinks_as_it_is_said(kind):
+    model = model_of(4, 1)
+    optimizer = getattr(keras.optimizers, kind)(0.01)
+    counts = {"samples": SAMPLES, "batch_size": BATCH, "epochs": EPOCHS}
+    found = suggest(model, **counts, optimizer=optimizer)
+    named = re.search(r"(Its|With (\w+), a) decoupled weight_decay=(\S+) ", str(found))
+    advised = getattr(keras.optimizers, named[2] or kind)
+    optimizer = advised(0.01, weight_decay=float(named[3]))
+    assert shrunk(optimizer, 0.0) == pytest.approx(1.0, rel=0.01)
+
+
 def test_suggestion_for_adam_says_what_it_does_not_know():
     text = str(
         suggest(
@@ -138,7 +151,7 @@ def test_suggestion_for_adam_says_what_it_does_not_know():
     [
         (5000, 1500, "sgd", ("would be c = 0.002 here", "stands in docs/atlas.md")),
         (5000, 1500, "adam", ("would be c = 0.002 here", "is silent")),
-        (5000, 20_000, "sgd", ("stands in docs/atlas.md",)),
+        (5000, 20_000, "sgd", ("is silent",)),
         (4, 1500, "sgd", ("is silent",)),
     ],
 )

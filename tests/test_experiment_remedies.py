@@ -395,6 +395,13 @@ def test_optimizer_without_decay_has_an_arm_with_it():
     planned(arms=["decay"], optimizer=keras.optimizers.Adam())
 
 
+def test_optimizer_that_undoes_decay_has_no_arm_with_it():
+    text = message(planned, arms=["decay"], optimizer=keras.optimizers.Ftrl())
+    other = getattr(keras.optimizers, found(r"such as (\w+)\.", text))
+    planned(arms=["decay"], optimizer=other(weight_decay=0.0))
+    planned(arms=["l2"], optimizer=keras.optimizers.Ftrl())
+
+
 def test_learning_rate_is_given_to_the_object():
     adam = keras.optimizers.Adam
     text = message(planned, optimizer=adam(), learning_rate=0.1)

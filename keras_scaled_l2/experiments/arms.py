@@ -280,5 +280,21 @@ def _plain_config(rule: keras.Regularizer) -> dict[str, Any] | None:
     }
 
 
+def check_decay_acts(optimizer: keras.optimizers.Optimizer) -> None:
+    """Refuse decoupled decay under an optimizer that undoes it in the same update.
+
+    Raises:
+        InputError: If it makes the weights anew.
+    """
+    from keras_scaled_l2.half_life import decay_acts
+
+    if not decay_acts(optimizer):
+        raise InputError(
+            f"optimizer {type(optimizer).__name__} and decoupled weight decay: it "
+            "makes the weights anew from a state of its own, which the decay does not "
+            "reach. Expected another one, such as AdamW."
+        )
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

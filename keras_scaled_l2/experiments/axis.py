@@ -17,7 +17,7 @@ from keras_scaled_l2.efolds import (
     is_exact,
     updates_in,
 )
-from keras_scaled_l2.experiments.arms import DECAY, Arm, named_arms
+from keras_scaled_l2.experiments.arms import DECAY, Arm, check_decay_acts, named_arms
 from keras_scaled_l2.experiments.coefficients import coefficients, penalizable_sizes
 from keras_scaled_l2.experiments.errors import InputError, one_line, unknown
 from keras_scaled_l2.experiments.plan import Plan
@@ -175,6 +175,7 @@ def make_axis(
     steps = plan.epochs * math.ceil(samples / plan.batch_size)
     updates = updates_in(steps, optimizer)
     if rule == DECAY:
+        check_decay_acts(optimizer)
         folds = _positive(e_folds_of_decay(1.0, optimizer, updates))
         return Axis("decay", {}, 1.0, 1.0, folds, folds, True, INERT, rate)
     made = _rule(rule, optimizer)

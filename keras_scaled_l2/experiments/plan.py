@@ -23,6 +23,7 @@ from keras_scaled_l2.experiments.arms import (
     DEFAULT_DROPOUT,
     TYPICAL_KERNEL,
     Arm,
+    check_decay_acts,
     named_arms,
 )
 from keras_scaled_l2.experiments.arrays import Arrays
@@ -221,6 +222,8 @@ def _check_decay(arms: Sequence[Arm], optimizer: OptimizerSpec) -> None:
             f"optimizer with weight_decay={decay} and arm {decaying[0]!r} with one of "
             "its own: expected an optimizer without, so that the arms differ in it."
         )
+    if decaying:
+        check_decay_acts(optimizer.make())
 
 
 def _arrays(arrays: Arrays) -> Iterator[np.ndarray]:
