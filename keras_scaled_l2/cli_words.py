@@ -14,7 +14,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--problem",
         default="mnist5k",
         help="mnist5k, digits, breast-cancer, mnist1d, mnist, fashion_mnist, cifar10, "
-        "or a .npz file with x_train, y_train and maybe x_test, y_test "
+        "or a .npz file with x_train, y_train and maybe x_validation, y_validation, "
+        "x_test, y_test "
         "(default: %(default)s)",
     )
     add(

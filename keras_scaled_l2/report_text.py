@@ -58,9 +58,9 @@ EQUIVALENTS = {
     "textbook": "the textbook's lambda / (2 m): lambda",
     "torch": "torch.optim.SGD and Adam: weight_decay",
     "decoupled": "AdamW and Keras's optimizers: weight_decay",
-    "sklearn_mlp": "scikit-learn's MLP (sgd, adam): alpha",
-    "logistic_c": "scikit-learn's LogisticRegression: C",
-    "ridge": "scikit-learn's Ridge: alpha",
+    "sklearn_mlp": "scikit-learn's MLPClassifier (sgd, adam; MLPRegressor: half): alpha",
+    "logistic_c": "scikit-learn's LogisticRegression (cross-entropy): C",
+    "ridge": "scikit-learn's Ridge (mean squared error): alpha",
     "prior_std": "Gaussian prior on each weight: standard deviation",
     "half_life": "half-life of a weight without data gradient, in epochs",
 }

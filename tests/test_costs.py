@@ -294,6 +294,24 @@ if keras.config.backend() == "torch":
         assert history["penalty"][0] > 0
 
 
+def test_data_and_penalty_add_up_to_the_loss_of_a_generator():
+    x, y = data()
+
+    def batches():
+        while True:
+            for start in range(0, len(x), BATCH):
+                yield x[start : start + BATCH], y[start : start + BATCH]
+
+    options = {"batch_size": None, "shuffle": False, "validation_data": (x, y)}
+    steps = {"steps_per_epoch": -(-len(x) // BATCH)}
+    model, stock = linear(ScaledL2(2.0)), linear(ScaledL2(2.0))
+    stock.set_weights(model.get_weights())
+    history = monitored(model, batches(), None, **options, **steps)
+    expected = monitored(stock, x, y, shuffle=False)
+    for name in ("data_loss", "penalty"):
+        assert history[name] == pytest.approx(expected[name], rel=1e-6)
+
+
 def test_means_are_those_at_the_weights_before_each_step():
     x, y = data()
     model = linear(ScaledL2(2.0), learning_rate=0.1)

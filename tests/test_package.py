@@ -470,3 +470,10 @@ def test_no_file_of_the_package_is_longer_than_400_lines():
     }
     assert len(lines) > 100
     assert {name: n for name, n in lines.items() if n > 400} == {}
+
+
+@pytest.mark.once
+def test_development_names_every_file_of_the_package():
+    page = (PACKAGE.parent / "docs" / "development.md").read_text(encoding="utf-8")
+    files = {path.name for path in PACKAGE.rglob("*.py")} - {"__init__.py"}
+    assert files <= set(re.findall(r"\w+\.py", page))
