@@ -58,7 +58,7 @@ EQUIVALENTS = {
     "textbook": "the textbook's lambda / (2 m): lambda",
     "torch": "torch.optim.SGD and Adam: weight_decay",
     "decoupled": "AdamW and Keras's optimizers: weight_decay",
-    "sklearn_mlp": "scikit-learn's MLPClassifier (sgd, adam; MLPRegressor: half): alpha",
+    "sklearn_mlp": "scikit-learn's MLPClassifier (sgd, adam; regressor: half): alpha",
     "logistic_c": "scikit-learn's LogisticRegression (cross-entropy): C",
     "ridge": "scikit-learn's Ridge (mean squared error): alpha",
     "prior_std": "Gaussian prior on each weight: standard deviation",
