@@ -143,6 +143,20 @@ def decays(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> b
     return bool(optimizer._use_weight_decay(variable))
 
 
+def element_spec(epoch_iterator: Any) -> Any:
+    """What the data set of a fit yields, on TensorFlow: made of whatever was given."""
+    data_set = getattr(epoch_iterator, "_distributed_dataset", None)
+    return getattr(data_set, "element_spec", None)
+
+
+def decay_argument(optimizer: Any, variable: keras.Variable) -> str:
+    """The optimizer's argument that decays a variable: Muon has two (3.10 to 3.15)."""
+    by_adam = getattr(optimizer, "_should_use_adamw", None)
+    if by_adam is not None and by_adam(variable):
+        return "adam_weight_decay"
+    return "weight_decay"
+
+
 def gradients_given(optimizer: keras.optimizers.Optimizer | None) -> Any:
     """How many gradients it was given: ``iterations`` counts the updates only."""
     return getattr(optimizer, "_iterations", 0)

@@ -10,7 +10,7 @@ import keras
 from keras_scaled_l2.attached import nothing_changed_if_refused
 from keras_scaled_l2.attaching import (
     Where,
-    attach,
+    attach_to,
     bind_each,
     checked_counts,
     penalized,
@@ -92,7 +92,7 @@ class ApplyL2(keras.callbacks.Callback):
         self.batch_size = batch_size
         self._line: StartingLine | None = None
         self._first = 0
-        self._attached: list[str] = []
+        self._attached: list[int] = []
 
     def set_model(self, model: keras.Model) -> None:
         """Refuses a model of Keras 2, whose fit would fail right after this."""
@@ -112,7 +112,8 @@ class ApplyL2(keras.callbacks.Callback):
         counted = data_of_running_fit(model)
         with steps_kept(model):
             if self.rule is not None:
-                self._attached = attach(model, self.rule, self.where)
+                targets = attach_to(model, self.rule, self.where)
+                self._attached = [id(weight.variable) for weight in targets]
             if not penalized(model):
                 raise ValueError(
                     f"ApplyL2() has nothing to resolve: no trainable weight of "
@@ -174,25 +175,26 @@ class ApplyL2(keras.callbacks.Callback):
         counts = checked_counts({name: getattr(self, name) for name in _COUNTS})
         return {name: n for name, n in counts.items() if n is not None}
 
-    def _given_in_fit(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """What was given to one of the fit's ``ApplyL2``: for all, and by path.
+    def _given_in_fit(self) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+        """What was given to one of the fit's ``ApplyL2``: for all, and by weight.
 
         What another one of them counts must not replace it.
         """
         for_all: dict[str, Any] = {}
-        by_path: dict[str, dict[str, Any]] = {}
+        by_weight: dict[int, dict[str, Any]] = {}
         for other in [*callbacks_of_running_fit(self.model), self]:
             if isinstance(other, ApplyL2):
                 for_all |= other._given
-                by_path |= dict.fromkeys(other._attached, other._given)
-        return for_all, by_path
+                by_weight |= dict.fromkeys(other._attached, other._given)
+        return for_all, by_weight
 
     def _learn(self) -> Learning:
         found = self.examples or examples_of_running_fit(self.model)
         if found is None:
             raise ValueError(
                 "ApplyL2(EvidenceL2(...)) needs training examples, and what was given "
-                "to fit are no arrays. Pass some: ApplyL2(..., examples=(x, y))."
+                "to fit is no array of inputs and one of targets. Pass some of a "
+                "model with one input and one output: ApplyL2(..., examples=(x, y))."
             )
         learning = Learning(self.model, *found)
         if learning.unknown:

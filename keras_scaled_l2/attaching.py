@@ -39,9 +39,12 @@ Where = (
 
 Counts = Mapping[str, Any]
 """``samples`` and ``batch_size``, each a number or ``None``."""
-CountsByPath = Mapping[str, Counts]
-"""Path of a weight -> the counts that hold for it instead."""
-_NO_PATH: CountsByPath = {}
+CountsByWeight = Mapping[int, Counts]
+"""``id`` of a variable -> the counts that hold for it instead.
+
+Not its path: Keras lets two weights have the same one, in models made of others.
+"""
+_NO_WEIGHT: CountsByWeight = {}
 
 # Optimizer -> paths of the weights that somebody has been warned of.
 _TOLD_OF_DECAY: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
@@ -82,6 +85,13 @@ def attach(
         >>> len(attach(model, ScaledL2(1.0)))
         1
     """
+    return [weight.variable.path for weight in attach_to(model, rule, where)]
+
+
+def attach_to(
+    model: keras.Model, rule: keras.Regularizer, where: Where | None
+) -> list[Weight]:
+    """As ``attach``; returns the weights."""
     check_is_regularizer(rule)
     check_built(model)
     selected = _selector(where)
@@ -95,7 +105,7 @@ def attach(
     _resolve(model, {})
     _warn_of_unsaved(model, targets)
     warn_of_double_decay(model, targets)
-    return [weight.variable.path for weight in targets]
+    return targets
 
 
 def detach(model: keras.Model) -> list[str]:
@@ -147,7 +157,7 @@ def bind(
     return [weight.variable.path for weight in weights]
 
 
-def bind_each(model: keras.Model, counts: Counts, own: CountsByPath) -> list[Weight]:
+def bind_each(model: keras.Model, counts: Counts, own: CountsByWeight) -> list[Weight]:
     """As ``bind``, without its warning; returns the weights that carry rules."""
     weights = [
         weight
@@ -242,7 +252,9 @@ def checked_counts(counts: Counts) -> dict[str, int | None]:
     }
 
 
-def _resolve(model: keras.Model, counts: Counts, own: CountsByPath = _NO_PATH) -> None:
+def _resolve(
+    model: keras.Model, counts: Counts, own: CountsByWeight = _NO_WEIGHT
+) -> None:
     """Count, and give every rule of the model what it lacks; its steps see to it."""
     for weight, rule in resolved(model, counts, own):
         _set(weight, rule)
@@ -252,7 +264,7 @@ def _resolve(model: keras.Model, counts: Counts, own: CountsByPath = _NO_PATH) -
 def resolved(
     model: keras.Model,
     counts: Counts,
-    own: CountsByPath = _NO_PATH,
+    own: CountsByWeight = _NO_WEIGHT,
     optimizer: keras.optimizers.Optimizer | None = None,
 ) -> list[tuple[Weight, Any]]:
     """The penalized weights with their regularizers, the rules resolved as by ``bind``.
@@ -272,7 +284,7 @@ def resolved(
             weight,
             rule.resolve(
                 {
-                    **(known := {**counts, **own.get(weight.variable.path, {})}),
+                    **(known := {**counts, **own.get(id(weight.variable), {})}),
                     **optimizer_counts(
                         optimizer or plain_optimizer(model, weight.variable),
                         rule,
@@ -327,10 +339,11 @@ def _warn_of_unsaved(model: keras.Model, weights: Iterable[Weight]) -> None:
 
 def warn_of_double_decay(model: keras.Model, weights: Iterable[Weight]) -> None:
     """Warn of weights that the optimizer decays besides, once for each optimizer."""
-    both = [w for w in weights if weight_decay_of(model, w.variable)]
+    both = [w for w in weights if weight_decay_of(model, w.variable)[1]]
     if not both:
         return
     first = both[0].variable
+    argument, value = weight_decay_of(model, first)
     optimizer: Any = plain_optimizer(model, first)
     # Of an optimizer once for the same weights, whoever finds it: attach, bind, fit.
     paths = {w.variable.path for w in both}
@@ -340,7 +353,7 @@ def warn_of_double_decay(model: keras.Model, weights: Iterable[Weight]) -> None:
     told |= paths
     warnings.warn(
         f"Decayed twice: {_named(both)}, by an L2 penalty and by the optimizer's "
-        f"weight_decay={weight_decay_of(model, first):g}. Use one: compile with "
+        f"{argument}={value:g}. Use one: compile with "
         f"{type(optimizer).__name__}(..., {without_weight_decay(model, first)}), or "
         f"exclude them with {excluding_from_weight_decay(model, first)}.",
         stacklevel=3,

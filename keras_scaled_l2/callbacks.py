@@ -116,6 +116,7 @@ class CostMonitor(keras.callbacks.Callback):
         # Batches before this epoch, batches of this epoch, batches in one call.
         self._before, self._batch, self._stride = 0, 0, 1
         self._accumulated = 1
+        self._is_measured = False
 
     def set_model(self, model: keras.Model) -> None:
         """Refuses a model of Keras 2, whose fit would fail right after this."""
@@ -147,6 +148,7 @@ class CostMonitor(keras.callbacks.Callback):
         self._accumulated = accumulated_steps(model)
         self._before = applied_steps(model)
         self._batch, self._stride = 0, model.steps_per_execution
+        self._is_measured = False
         if self.gradients:
             self._measurement = measure_gradients(model, self.params)
             self._measurement.watch(self._due, self._measured)
@@ -205,6 +207,7 @@ class CostMonitor(keras.callbacks.Callback):
             return
         text = self._what_is_wrong(split_cost(self.model), logs)
         text = text or self._what_is_wrong_in_validation(logs)
+        text = text or self._what_is_not_measured()
         if text is not None:
             self._warned = True
             warnings.warn(text, stacklevel=3)
@@ -248,6 +251,18 @@ class CostMonitor(keras.callbacks.Callback):
             "val_penalty as nan: callbacks can follow val_loss only."
         )
 
+    def _what_is_not_measured(self) -> str | None:
+        measurement = self._measurement
+        if self._files is None or measurement is None:
+            return None
+        if self._is_measured or measurement.in_use:
+            return None
+        return (
+            f"CostMonitor has measured nothing in this epoch: a callback that comes "
+            f"after it has had the step of {self.model.name!r} made anew as the epoch "
+            "began (attach, a weight frozen). Put CostMonitor after that callback."
+        )
+
     def _close_files(self) -> None:
         if self._files is not None:
             self._files.close()
@@ -262,6 +277,7 @@ class CostMonitor(keras.callbacks.Callback):
 
     def _measured(self, record: StepRecord) -> None:
         """Writes what a measured step was, at the weights before it."""
+        self._is_measured = True
         # The last execution of an epoch may have fewer steps than the others.
         batches = min(self._batch, self.params.get("steps") or self._batch)
         step = (self._before + batches - 1) // self._accumulated

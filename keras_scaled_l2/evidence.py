@@ -244,7 +244,10 @@ def _inverse(matrix: Any) -> Any:
 
 
 def present_coefficients(model: keras.Model) -> dict[str, float]:
-    """Path of each penalized weight -> its ``c``; refuses what is none, or 0."""
+    """Path of each penalized weight -> its ``c``; refuses what is none, or 0.
+
+    And two weights of one path, which would be taken for one.
+    """
     found = {}
     for weight in penalized_weights(model):
         variable = weight.variable
@@ -254,6 +257,12 @@ def present_coefficients(model: keras.Model) -> dict[str, float]:
             raise ValueError(
                 f"The penalty of {variable.path!r} has the coefficient {c}: expected "
                 "c * sum(w**2) with c above 0, such as SampleL2(1.0)."
+            )
+        if variable.path in found:
+            raise ValueError(
+                f"Two weights of {model.name!r} are called {variable.path!r}: expected "
+                "a name of its own for each, by which the evidence knows them. Name "
+                "the layers that made them apart: keras.layers.Dense(..., name=...)."
             )
         found[variable.path] = c
     if not found:

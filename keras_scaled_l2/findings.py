@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_scaled_l2 import _keras
-from keras_scaled_l2.counts import walk
+from keras_scaled_l2.counts import penalized_weights
 from keras_scaled_l2.efolds import inert_sentence, reach
 from keras_scaled_l2.fitting import (
     plain_optimizer,
@@ -45,8 +45,8 @@ def find(
     yield from _no_op(weights, optimizer)
     yield from _inert(model, weights, steps)
     yield from _dominant(cost, gradient_ratio)
-    yield from _double_decay(model, weights)
-    yield from _before_batch_norm(model, weights)
+    yield from _double_decay(model)
+    yield from _before_batch_norm(model)
 
 
 def _nothing_penalized(model: keras.Model) -> Finding:
@@ -174,34 +174,30 @@ def _resolution(dtype: str) -> float:
     return float(np.finfo(dtype).eps) / 2.0
 
 
-def _double_decay(
-    model: keras.Model, weights: Sequence[WeightReport]
-) -> Iterator[Finding]:
-    decays = {v.path: weight_decay_of(model, v) for v in model.trainable_variables}
-    both = [w.path for w in weights if decays[w.path]]
+def _double_decay(model: keras.Model) -> Iterator[Finding]:
+    # The variables themselves: two may have one path.
+    variables = [weight.variable for weight in penalized_weights(model)]
+    decaying = [v for v in variables if weight_decay_of(model, v)[1]]
+    both = [v.path for v in decaying]
     if both:
-        first = next(v for v in model.trainable_variables if v.path == both[0])
+        first = decaying[0]
+        argument, value = weight_decay_of(model, first)
         # Of a MultiOptimizer the part that decays: itself it takes no such argument.
         name = type(plain_optimizer(model, first)).__name__
         yield Finding(
             "double_decay",
             f"{_tensors(both)} {_verb(both, 'decays', 'decay')} twice: by the L2 "
-            f"penalty and by {name}'s weight_decay={decays[both[0]]:g}. Use one of "
-            f"the two: {name}(..., {without_weight_decay(model, first)}) leaves the "
-            "penalty alone.",
+            f"penalty and by {name}'s {argument}={value:g}. Use one of the two: "
+            f"{name}(..., {without_weight_decay(model, first)}) leaves the penalty "
+            "alone.",
         )
 
 
-def _before_batch_norm(
-    model: keras.Model, weights: Sequence[WeightReport]
-) -> Iterator[Finding]:
-    penalized = {w.path for w in weights}
+def _before_batch_norm(model: keras.Model) -> Iterator[Finding]:
     followed = [
         weight.variable.path
-        for weight in walk(model)
-        if weight.variable.path in penalized
-        and len(weight.variable.shape) > 1
-        and _feeds_only_batch_norm(weight.layer)
+        for weight in penalized_weights(model)
+        if len(weight.variable.shape) > 1 and _feeds_only_batch_norm(weight.layer)
     ]
     if followed:
         yield Finding(

@@ -39,11 +39,12 @@ def steps_per_update(optimizer: keras.optimizers.Optimizer | None) -> int:
     return getattr(optimizer, "gradient_accumulation_steps", None) or 1
 
 
-def weight_decay_of(model: keras.Model, variable: keras.Variable) -> float:
-    """The decoupled weight decay that the optimizer applies to a variable; or 0."""
+def weight_decay_of(model: keras.Model, variable: keras.Variable) -> tuple[str, float]:
+    """The optimizer's decoupled decay of a variable: its argument, its value; or 0."""
     optimizer: Any = plain_optimizer(model, variable)
-    decay = getattr(optimizer, "weight_decay", None)
-    return float(decay) if decay and _keras.decays(optimizer, variable) else 0.0
+    name = _keras.decay_argument(optimizer, variable)
+    decay = getattr(optimizer, name, None) or 0.0
+    return name, float(decay) if decay and _keras.decays(optimizer, variable) else 0.0
 
 
 def without_weight_decay(model: keras.Model, variable: keras.Variable) -> str:
@@ -103,8 +104,11 @@ def build_from_running_fit(model: keras.Model) -> None:
     if model.built and model.weights:
         return
     frame = _running_fit(model)
-    data = None if frame is None else frame.f_locals.get("x")
-    spec = getattr(data, "element_spec", None)
+    found = {} if frame is None else frame.f_locals
+    data = found.get("x")
+    spec = _keras.element_spec(found.get("epoch_iterator"))
+    if spec is None or not all(map(_has_known_shape, keras.tree.flatten(spec))):
+        spec = getattr(data, "element_spec", None)
     if isinstance(spec, (tuple, list)):
         spec = spec[0]
     inputs = data if spec is None else spec

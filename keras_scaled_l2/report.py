@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -342,7 +343,12 @@ def _equivalents(
         targets.append("decoupled")
         if samples is not None and batch_size is not None:
             targets.append("half_life")
-    return {name: convert(c or 0.0, "keras", name, **known) for name in targets}
+    found = {}
+    for name in targets:
+        # What is too large or too small for a float has no number there.
+        with contextlib.suppress(ValueError):
+            found[name] = convert(c or 0.0, "keras", name, **known)
+    return found
 
 
 def _name(rule: Any) -> str:

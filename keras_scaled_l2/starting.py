@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_scaled_l2.attaching import Counts, CountsByPath, penalized, resolved
+from keras_scaled_l2.attaching import Counts, CountsByWeight, penalized, resolved
 from keras_scaled_l2.costs import FirstStep, tell_first_step
 from keras_scaled_l2.counts import elements
 from keras_scaled_l2.efolds import Reach, inert_sentence, reach
@@ -157,7 +157,7 @@ def _reaching(
     return [float(c) for c in found], reach(optimizer, steps, weights=count)
 
 
-def check_counted(model: keras.Model, counts: Counts, own: CountsByPath) -> None:
+def check_counted(model: keras.Model, counts: Counts, own: CountsByWeight) -> None:
     """Refuses a count that the data do not tell, with the argument that gives it."""
     rules = [rule for _, rule in resolved(model, counts, own) if isinstance(rule, Rule)]
     for name in counts:

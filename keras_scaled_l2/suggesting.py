@@ -164,7 +164,10 @@ def strength_of(rule: keras.Regularizer) -> tuple[str, float]:
     Raises:
         ValueError: If it has none, or one of 0, which has no scale.
     """
-    config = rule.get_config()
+    try:
+        config = rule.get_config()
+    except NotImplementedError:  # a class of one's own need not have it
+        config = {}
     for name in STRENGTH_FIELDS:
         if config.get(name):
             return name, float(config[name])

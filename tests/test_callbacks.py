@@ -246,6 +246,37 @@ def test_number_given_to_a_later_apply_serves_a_generator():
     assert [rule.inferred_samples for _, _, rule in penalized(model)] == [1000, 1000]
 
 
+def two_towers():
+    """Two towers that one function made: their kernels have the same path."""
+
+    def tower():
+        x = keras.Input((4,))
+        return keras.Model(x, layers.Dense(3, name="h")(x))
+
+    one, other = tower(), tower()
+    x = keras.Input((4,))
+    joined = layers.Concatenate()([one(x), other(x)])
+    return compiled(keras.Model(x, layers.Dense(1)(joined))), one, other
+
+
+def test_each_apply_gives_its_number_to_its_own_weight_of_two_with_one_path():
+    model, one, other = two_towers()
+    both = [
+        ApplyL2(SampleL2(1.0), where=[one], samples=1000),
+        ApplyL2(SampleL2(1.0), where=[other], samples=20),
+    ]
+    fit(model, *data(10), *both)
+    [first, second] = penalized(model)
+    assert first[0] == second[0]
+    assert [rule.inferred_samples for *_, rule in (first, second)] == [1000, 20]
+
+
+def test_evidence_of_two_weights_with_one_path_is_refused_with_the_remedy():
+    model, *_ = two_towers()
+    with pytest.raises(ValueError, match=r"called 'h/kernel'.*Dense\(\.\.\., name="):
+        fit(model, *data(10), ApplyL2(EvidenceL2(1.0)))
+
+
 def test_number_that_was_given_is_forgotten_after_the_fit():
     model = compiled(hidden())
     fit(model, *data(10), *two_applies(model))

@@ -120,6 +120,17 @@ def test_suggestion_leaves_the_model_as_it_was():
     assert [r for *_, r in penalized(model)] == [before, before]
 
 
+def test_suggestion_for_a_regularizer_that_tells_no_strength_is_refused():
+    class Own(keras.regularizers.Regularizer):
+        def __call__(self, x):
+            return keras.ops.sum(x)
+
+    sgd = keras.optimizers.SGD(0.1)
+    options = {"samples": 10, "batch_size": 5, "epochs": 1, "optimizer": sgd}
+    with pytest.raises(ValueError, match="has no strength above 0 to change"):
+        suggest(model_of(2), rule=Own(), **options)
+
+
 @pytest.mark.parametrize("kind", ["Ftrl", "Adam"])
 def test_decay_that_is_advised_shrinks_as_it_is_said(kind):
     model = model_of(4, 1)

@@ -9,7 +9,15 @@ import pytest
 from keras import layers
 from models import compiled, data, linear, losses
 
-from keras_scaled_l2 import ApplyL2, SampleL2, ScaledL2, attach, bind, penalized
+from keras_scaled_l2 import (
+    ApplyL2,
+    CostMonitor,
+    SampleL2,
+    ScaledL2,
+    attach,
+    bind,
+    penalized,
+)
 from keras_scaled_l2.fitting import data_of_running_fit
 from keras_scaled_l2.steps import rebuild_steps
 
@@ -451,22 +459,27 @@ def test_unbuilt_model_of_integers_is_built_for_integers():
     assert [rule.inferred_samples for _, _, rule in penalized(model)] == [10]
 
 
-def test_unbuilt_model_of_a_generator_is_built_or_refused_with_the_remedy():
-    def batches():
-        while True:
-            yield data(4)
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 3
 
+    def __getitem__(self, index):
+        return data(4)
+
+
+def endless():
+    while True:
+        yield data(4)
+
+
+@pytest.mark.parametrize("made", [endless, Batches])
+def test_unbuilt_model_is_built_of_what_the_fit_will_feed_it(made):
     model = compiled(keras.Sequential([layers.Dense(1)]))
-    apply = ApplyL2(SampleL2(1.0), samples=10)
-    try:
-        model.fit(
-            batches(), steps_per_epoch=2, shuffle=False, verbose=0, callbacks=[apply]
-        )
-    except ValueError as error:
-        assert "not built" in str(error)
-        assert "model.build(input_shape)" in str(error)
-    else:
-        assert penalized(model)[0][2].inferred_samples == 10
+    callbacks = [ApplyL2(SampleL2(1.0), samples=10), CostMonitor()]
+    options = {"steps_per_epoch": 2, "shuffle": False, "verbose": 0}
+    history = model.fit(made(), callbacks=callbacks, **options).history
+    assert penalized(model)[0][2].inferred_samples == 10
+    assert history["penalty"][0] > 0
 
 
 # --------------------------------------------------------------------- rebuild_steps

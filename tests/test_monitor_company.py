@@ -11,7 +11,7 @@ from models import compiled, data, hidden
 from second_pass import gradients
 from test_gradient_norms import BACKEND, GRADIENT, QUICK, RATE, fit, linear, steps
 
-from keras_scaled_l2 import ApplyL2, CostMonitor, SampleL2, ScaledL2
+from keras_scaled_l2 import ApplyL2, CostMonitor, SampleL2, ScaledL2, attach
 from keras_scaled_l2.tensorboard import EventFile
 
 C = 0.4
@@ -190,6 +190,27 @@ def test_step_that_another_callback_remakes_is_measured_again(first, tmp_path):
     assert "apply" not in vars(before)
     assert state(model)[:2] == untouched[:2]
     assert "train_step" not in vars(model)
+
+
+class Attach(keras.callbacks.Callback):
+    """Another strength for each epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        attach(self.model, SampleL2(1.0 + epoch, samples=12))
+
+
+@pytest.mark.parametrize("frequency", ["epoch", 1])
+def test_monitor_before_a_callback_that_remakes_each_epochs_step_says_so(
+    frequency, tmp_path
+):
+    model = compiled(hidden())
+    monitor = CostMonitor(tmp_path / "first", update_freq=frequency)
+    with pytest.warns(UserWarning, match="measured nothing.*Put CostMonitor after"):
+        fit(model, *data(12), monitor, Attach(), epochs=2)
+    assert "global/gradient_norm/data" not in scalars(tmp_path / "first")
+    monitor = CostMonitor(tmp_path / "last", update_freq=frequency)
+    fit(model, *data(12), Attach(), monitor, epochs=2)
+    assert "global/gradient_norm/data" in scalars(tmp_path / "last")
 
 
 class Scaled(keras.layers.Layer):

@@ -536,6 +536,66 @@ def test_finding_of_double_decay_is_of_the_weights_that_the_optimizer_decays():
     assert text.startswith(f"{model.layers[1].kernel.path} decays twice")
 
 
+def test_finding_of_double_decay_tells_two_weights_of_one_path_apart():
+    units = []
+
+    def tower():
+        x = keras.Input((4,))
+        units.append(keras.layers.Dense(3, name="h", kernel_regularizer=L2(0.1)))
+        return keras.Model(x, units[-1](x))
+
+    x = keras.Input((4,))
+    model = keras.Model(x, keras.layers.Add()([tower()(x), tower()(x)]))
+    optimizer = optimizers.AdamW(weight_decay=0.02)
+    optimizer.exclude_from_weight_decay(var_list=[units[1].kernel])
+    model.compile(optimizer, "mse")
+    text = finding(cost_report(model), "double_decay")
+    assert text.startswith("h/kernel decays twice")
+
+
+@pytest.mark.skipif(not hasattr(optimizers, "Muon"), reason="Keras 3.8 has none")
+@pytest.mark.parametrize(
+    ("decays", "twice"),
+    [
+        ({"weight_decay": 0.0, "adam_weight_decay": 0.3}, "rows/embeddings"),
+        ({"weight_decay": 0.3, "adam_weight_decay": 0.0}, "unit/kernel"),
+    ],
+)
+def test_double_decay_under_muon_is_that_of_its_argument_for_the_weight(decays, twice):
+    optimizer = optimizers.Muon(0.1, **decays)
+    model = keras.Sequential(
+        [
+            keras.Input((3,), dtype="int32"),
+            keras.layers.Embedding(9, 4, name="rows", embeddings_regularizer=L2(0.1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(2, name="unit", kernel_regularizer=L2(0.1)),
+        ]
+    )
+    model.compile(optimizer, "mse")
+    before = [numpy(v) for v in model.weights]
+    optimizer.build(model.trainable_variables)
+    zeros = [keras.ops.zeros(v.shape) for v in model.trainable_variables]
+    optimizer.apply(zeros)
+    shrunk = [
+        v.path
+        for v, old in zip(model.weights, before, strict=True)
+        if np.linalg.norm(numpy(v)) < 0.98 * np.linalg.norm(old)
+    ]
+    assert [path.endswith(twice) for path in shrunk] == [True]
+    text = finding(cost_report(model), "double_decay")
+    [argument] = [name for name, value in decays.items() if value]
+    assert text.startswith(f"{shrunk[0]} decays twice")
+    assert f"Muon's {argument}=0.3" in text
+    with pytest.warns(UserWarning, match=f"{twice}', by .* {argument}=0.3"):
+        attach(model, L2(0.2))
+
+
+def test_convention_in_which_a_strength_is_no_float_is_left_out():
+    report = cost_report(network(L2(1e-320), L2(1e-320)), samples=10, batch_size=5)
+    assert "torch" in report.equivalents
+    assert "logistic_c" not in report.equivalents
+
+
 def test_finding_of_weights_before_batch_normalization():
     model = keras.Sequential(
         [
