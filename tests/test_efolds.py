@@ -251,8 +251,18 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("rule", [None, ScaledL2(1.0), HalfLifeL2(3.0)], ids=repr)
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        *((name, None) for name in OTHERS),
+        # A rule that finds the optimizer's numbers itself, and one that counts.
+        ("accumulation", HalfLifeL2(3.0)),
+        ("momentum", HalfLifeL2(3.0)),
+        ("beside Adam", HalfLifeL2(3.0)),
+        ("no accumulation", ScaledL2(1.0)),
+    ],
+    ids=repr,
+)
 def test_suggestion_is_for_the_optimizer_that_is_passed(name, rule):
     compiled, other = OTHERS[name]
     model = model_of(1)
