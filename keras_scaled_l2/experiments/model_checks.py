@@ -1,4 +1,4 @@
-"""Whether a network fits a problem: shapes, and what its outputs mean."""
+"""Whether a network fits a problem: its shapes, and its last activation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from keras_scaled_l2 import _keras
 from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.outputs import ends_in
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.validation import keras_2_remedy
 
@@ -75,14 +75,13 @@ def _check_activation(model: keras.Model, problem: Problem) -> None:
     if problem.task == "regression":
         return
     several = tuple(getattr(model, "output_shape", (None, problem.outputs)))[1] != 1
-    last = last_activation(model)
-    if several and last == "sigmoid":
+    if several and ends_in(model, "sigmoid", problem):
         raise InputError(
             f"model {model.name!r} ends in a sigmoid for each class of problem "
             f"{problem.name!r}, which do not sum to 1: expected one label per example, "
             "and activation='softmax' or none."
         )
-    if not several and last == "softmax":
+    if not several and ends_in(model, "softmax", problem):
         raise InputError(
             f"model {model.name!r} ends in a softmax over one unit, which is 1 "
             "whatever it sees: expected activation='sigmoid' or none, or two units."
@@ -98,35 +97,3 @@ def check_same(title: str, first: keras.Model, made: keras.Model) -> None:
             f"weights of the shapes {shapes[1]}, before {shapes[0]}. Expected the same "
             "layers from every call: draw nothing but weights in there."
         )
-
-
-def last_activation(model: keras.Model) -> str:
-    """Name of the activation of the layer that makes a model's output."""
-    last: Any = model
-    while isinstance(last, keras.Model) and getattr(last, "layers", None):
-        last = _output_layer(last)
-    activation = getattr(last, "activation", None)
-    # A layer Softmax and what keras.ops.softmax puts into a graph are called so too.
-    return str(getattr(activation, "__name__", type(last).__name__.lower()))
-
-
-_SHAPING = (
-    keras.layers.Dropout,
-    keras.layers.Flatten,
-    keras.layers.Identity,
-    keras.layers.Reshape,
-)
-"""Layers that leave the probabilities that they are given what they are."""
-
-
-def _output_layer(model: keras.Model) -> Any:
-    """The layer or operation that makes a model's output: not always its last one."""
-    try:
-        (tensor,) = keras.tree.flatten(model.outputs)
-    except (AttributeError, ValueError):
-        return model.layers[-1]
-    while True:
-        last, taken = _keras.maker(tensor)
-        if not isinstance(last, _SHAPING):
-            return last
-        (tensor,) = taken
