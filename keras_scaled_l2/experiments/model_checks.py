@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
 
-from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.curvature import given_loss, loss_of
+from keras_scaled_l2.experiments.errors import DataWarning, InputError
 from keras_scaled_l2.experiments.outputs import ends_in
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.validation import keras_2_remedy
@@ -44,6 +46,7 @@ def check_model(model: Any, problem: Problem) -> None:
             f"model {model.name!r} carries a penalty on {own[0]} already, which would "
             "be in every arm: take it off, and give it as an Arm."
         )
+    _tell_other_loss(model, problem)
 
 
 def _fits(shape: Any, wanted: tuple[int | None, ...]) -> bool:
@@ -86,6 +89,37 @@ def _check_activation(model: keras.Model, problem: Problem) -> None:
             f"model {model.name!r} ends in a softmax over one unit, which is 1 "
             "whatever it sees: expected activation='sigmoid' or none, or two units."
         )
+
+
+_LOSSES = {
+    "squares": "mean squared error",
+    "binary": "binary cross-entropy",
+    "classes": "categorical cross-entropy",
+}
+"""Kind of a loss, as ``curvature`` calls it -> what is trained."""
+
+
+def _tell_other_loss(model: keras.Model, problem: Problem) -> None:
+    """Whoever compiled a loss may take it for the one that is trained."""
+    given = given_loss(model)
+    if given is None:
+        return
+    task = fitted(problem, model).task
+    trained = "squares" if task == "regression" else task
+    try:
+        if loss_of(model)[0] == trained:
+            return
+    except ValueError:
+        pass  # None of them, or with smoothing or weights.
+    plain = isinstance(given, str | list | dict)
+    name = given if plain else getattr(given, "__name__", type(given).__name__)
+    warnings.warn(
+        f"model {model.name!r} is compiled with loss={name!r}, which is not used: it "
+        f"is trained with {_LOSSES[trained]}, the plain mean over the examples without "
+        "label smoothing or weights. Compile it with that, or not at all.",
+        DataWarning,
+        stacklevel=4,
+    )
 
 
 def check_same(title: str, first: keras.Model, made: keras.Model) -> None:
