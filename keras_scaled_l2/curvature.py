@@ -30,7 +30,7 @@ def loss_of(model: keras.Model) -> tuple[str, bool]:
             sparse categorical cross-entropy, or not their mean over the examples.
     """
     _check_mean(model)
-    given = getattr(model, "loss", None)
+    given = given_loss(model)
     loss = keras.losses.get(given) if isinstance(given, str) else given
     if isinstance(loss, keras.losses.Loss):
         name, logits = type(loss).__name__, bool(loss.get_config().get("from_logits"))
@@ -46,9 +46,16 @@ def loss_of(model: keras.Model) -> tuple[str, bool]:
     return kind, logits
 
 
+def given_loss(model: keras.Model) -> Any:
+    """The loss of ``compile``; the only one of a list or dict, which is the same."""
+    given = getattr(model, "loss", None)
+    losses = keras.tree.flatten(given)
+    return losses[0] if len(losses) == 1 else given
+
+
 def _check_mean(model: keras.Model) -> None:
     """Refuse a loss k times the mean: the c of the formulas would be off by 1/k."""
-    reduction = getattr(model.loss, "reduction", _MEANS[0])
+    reduction = getattr(given_loss(model), "reduction", _MEANS[0])
     if reduction not in _MEANS:
         raise ValueError(
             f"The loss has reduction={reduction!r}: expected the mean over the "

@@ -13,11 +13,11 @@ from keras_scaled_l2.experiments.architectures import (
     architecture,
     convolutional,
     dense,
-    gives_probabilities,
     initial_weights,
 )
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.outputs import gives_probabilities
 from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.results.comparison import Comparison
 from keras_scaled_l2.experiments.results.files import read_json
@@ -294,7 +294,7 @@ def late_merge(activation):
     ],
 )
 def test_last_activation_tells_probabilities_from_logits(make, expected):
-    assert gives_probabilities(make()) is expected
+    assert gives_probabilities(make(), problem()) is expected
 
 
 def functional(last):

@@ -334,6 +334,18 @@ def test_conclusion_tells_of_arms_that_diverged():
     assert row.split().count("diverged") == 3
 
 
+@pytest.mark.parametrize("losses", [[0.3, 0.2], [math.nan, math.nan]])
+def test_where_too_few_arms_are_left_nothing_is_awaited(losses):
+    lost = [math.nan, 0.3]
+    arms = [arm("none", 0.9, 0.8, losses=losses), arm("l2", 0.8, 0.8, losses=lost)]
+    line, *_ = conclusions(comparison(*arms))
+    assert "which diverged) there is nothing to compare." in line
+    # Here a seed is still to come.
+    arms = [arm("none", 0.9), arm("l2", 0.9, seeds=[1])]
+    line, *_ = conclusions(comparison(*arms))
+    assert "there is nothing to compare yet." in line
+
+
 def test_conclusion_says_what_was_tuned():
     given = six_arms(2)
     assert "not tuned" in conclusions(given)[-1]

@@ -12,12 +12,14 @@ from keras_scaled_l2.experiments import compare, load_problem
 from keras_scaled_l2.experiments.architectures import dense
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.errors import DataWarning, InputError
-from keras_scaled_l2.experiments.model_checks import last_activation
+from keras_scaled_l2.experiments.outputs import (
+    gives_probabilities,
+    network_outputs,
+)
 from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.start_checks import (
     _guess,
     _loss,
-    _outputs,
     check_start,
 )
 
@@ -109,10 +111,10 @@ def test_network_that_does_not_take_the_examples_is_one_line():
 def test_loss_is_that_of_keras(outputs, activation, y, loss):
     x = np.random.default_rng(1).normal(size=(80, 6, 6, 1))
     data, model = problem(x, y), network(outputs=outputs, activation=activation)
-    found = _outputs(model, data.x_train)
+    found = network_outputs(model, data.x_train, training=True)
     labels = data.y_train if outputs > 1 else data.y_train[:, None]
     expected = float(keras.ops.convert_to_numpy(loss(labels, found.astype("float32"))))
-    got = _loss(data, found, data.y_train, last_activation(model))
+    got = _loss(data, found, data.y_train, gives_probabilities(model, data))
     assert got == pytest.approx(expected, rel=1e-5)
 
 

@@ -214,3 +214,34 @@ def test_no_rule_is_recommended_that_the_intervals_do_not_support(data, trained)
     )
     said = " ".join(findings(dataclasses.replace(changed, rules=(beyond,))))
     assert "of no rule it is shown" in said
+
+
+def test_rules_that_chose_no_penalty_are_told_to_be_one_network(data, trained):
+    found = made(data, rules=["l2"])
+    close = regrets((0, 0, 0), (0.0, 0.0, 0.01))
+    far = regrets((0, 0, 0), (0.2, 0.1, 0.3))
+    unclear = regrets((0, 0, 0), (0.01, 0.0, 0.3))
+
+    def said(*rules):
+        made_ = tuple(RuleTransfer(r, "data_loss", c, e) for r, c, e in rules)
+        # Of an exponent that rounds to it, never -0.00.
+        exponents = {"data_loss": Interval(-0.001, -0.004, 0.1)}
+        return findings(dataclasses.replace(found, rules=made_, exponents=exponents))
+
+    first, second, *_ = said(("l2", 0.0, close), ("sample", 0.0, close))
+    assert "no penalty is best at the smallest size under l2 and sample: all a" in first
+    assert first.endswith("It loses at most 2 % at every larger size.")
+    assert "these lose" not in first
+    assert "power 0.00 [0.00, 0.10]" in second
+    first, *_ = said(("l2", 0.0, far))
+    assert "under l2: this is the network without" in first
+    assert first.endswith("It loses more than 2 % for sure somewhere: tune anew.")
+    first, *_ = said(("l2", 0.0, unclear))
+    assert first.endswith("of how strengths transfer.")
+    first, *_ = said(("l2", 0.0, close), ("prior", 2.0, close))
+    assert "intervals included: prior. By validation data loss no penalty" in first
+
+
+def test_one_epoch_is_counted_as_one(data, trained):
+    text = " ".join(made(data, rules=["l2"]).table().split())
+    assert "at most 1 epoch of batches of 64, 2 seeds, " in text

@@ -164,12 +164,12 @@ FIELDS = {
 }
 
 
-def made(shape=(1.2, 1.19, 1.1, 1.0, 1.01, 1.4), **options):
+def made(shape=(1.2, 1.19, 1.1, 1.0, 1.01, 1.4), seeds=3, **options):
     measured = []
     for i, e in enumerate(E_FOLDS):
         jobs = tuple(
             TuningJob(s, 0, shape[i] + 0.01 * s + 1e-3 * ((i + s) % 3), 0.9, 4, 200)
-            for s in range(3)
+            for s in range(seeds)
         )
         measured.append(Measured(e / 100, (e / 100, e / 100), e, e < 0.02, jobs))
     return make_result(measured[::-1], **(FIELDS | options))
@@ -214,6 +214,21 @@ def test_findings_say_what_the_curve_says():
     assert "No penalty is as good" in " ".join(
         made([1, 1.1, 1.2, 1.3, 1.4, 2]).findings
     )
+
+
+@pytest.mark.parametrize(("none", "behind"), [(1.2, "20.0%"), (1.01, "1.0%")])
+def test_one_training_does_not_tell_whether_no_penalty_is_worse(none, behind):
+    result = made((none, 1.19, 1.1, 1.0, 1.01, 1.4), seeds=1, epochs=1)
+    text = " ".join(result.findings)
+    assert f"cannot tell whether no penalty is as good: here it is {behind} be" in text
+    assert "worse" not in text
+    assert "at most 1 epoch, " in " ".join(result.table().split())
+    assert "1 trainings" not in text
+    assert "cannot tell" not in " ".join(made(seeds=2).findings)
+    # Nothing is said of no penalty where it was not tried.
+    jobs = (TuningJob(0, 0, 1.0, 0.9, 4, 200),)
+    tried = [Measured(c, (c, c), c, False, jobs) for c in (0.01, 0.1)]
+    assert "no penalty" not in " ".join(make_result(tried, **FIELDS).findings)
 
 
 def test_best_strength_in_other_conventions_and_as_code():

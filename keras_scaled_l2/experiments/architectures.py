@@ -18,7 +18,6 @@ from keras_scaled_l2.experiments.errors import InputError, one_line, unknown
 from keras_scaled_l2.experiments.model_checks import (
     check_model,
     check_same,
-    last_activation,
 )
 from keras_scaled_l2.experiments.naming import plain_paths, set_paths
 from keras_scaled_l2.experiments.problems import Problem
@@ -287,11 +286,6 @@ def from_function(
         return made
 
     return Architecture(title, build_anew)
-
-
-def gives_probabilities(model: keras.Model) -> bool:
-    """Whether a classifier's last layer is a softmax or sigmoid, not linear."""
-    return last_activation(model) in ("softmax", "sigmoid")
 
 
 def initial_weights(model: keras.Model) -> list[np.ndarray]:

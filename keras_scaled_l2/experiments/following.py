@@ -11,11 +11,11 @@ import numpy as np
 
 from keras_scaled_l2.attaching import attach, bind
 from keras_scaled_l2.evidence import present_coefficients
-from keras_scaled_l2.experiments.architectures import gives_probabilities
 from keras_scaled_l2.experiments.errors import DataWarning, InputError, one_line
 from keras_scaled_l2.experiments.jobs import Adapted
 from keras_scaled_l2.experiments.naming import paths
 from keras_scaled_l2.experiments.objective import keras_loss
+from keras_scaled_l2.experiments.outputs import gives_probabilities
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.learning import Learning
 from keras_scaled_l2.rule import Rule
@@ -44,7 +44,7 @@ class Follower:
     """
 
     def __init__(self, network: keras.Model, rule: Rule, problem: Problem) -> None:
-        loss = keras_loss(problem.task, gives_probabilities(network))
+        loss = keras_loss(problem.task, gives_probabilities(network, problem))
         # The job's own optimizer is checked with the plan.
         network.compile(keras.optimizers.SGD(), loss)
         self._network = network

@@ -1,13 +1,15 @@
-"""Whether a network fits a problem: shapes, and what its outputs mean."""
+"""Whether a network fits a problem: its shapes, and its last activation."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
 
-from keras_scaled_l2 import _keras
-from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.curvature import given_loss, loss_of
+from keras_scaled_l2.experiments.errors import DataWarning, InputError
+from keras_scaled_l2.experiments.outputs import ends_in
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.validation import keras_2_remedy
 
@@ -44,6 +46,7 @@ def check_model(model: Any, problem: Problem) -> None:
             f"model {model.name!r} carries a penalty on {own[0]} already, which would "
             "be in every arm: take it off, and give it as an Arm."
         )
+    _tell_other_loss(model, problem)
 
 
 def _fits(shape: Any, wanted: tuple[int | None, ...]) -> bool:
@@ -75,18 +78,48 @@ def _check_activation(model: keras.Model, problem: Problem) -> None:
     if problem.task == "regression":
         return
     several = tuple(getattr(model, "output_shape", (None, problem.outputs)))[1] != 1
-    last = last_activation(model)
-    if several and last == "sigmoid":
+    if several and ends_in(model, "sigmoid", problem):
         raise InputError(
             f"model {model.name!r} ends in a sigmoid for each class of problem "
             f"{problem.name!r}, which do not sum to 1: expected one label per example, "
             "and activation='softmax' or none."
         )
-    if not several and last == "softmax":
+    if not several and ends_in(model, "softmax", problem):
         raise InputError(
             f"model {model.name!r} ends in a softmax over one unit, which is 1 "
             "whatever it sees: expected activation='sigmoid' or none, or two units."
         )
+
+
+_LOSSES = {
+    "squares": "mean squared error",
+    "binary": "binary cross-entropy",
+    "classes": "categorical cross-entropy",
+}
+"""Kind of a loss, as ``curvature`` calls it -> what is trained."""
+
+
+def _tell_other_loss(model: keras.Model, problem: Problem) -> None:
+    """Whoever compiled a loss may take it for the one that is trained."""
+    given = given_loss(model)
+    if given is None:
+        return
+    task = fitted(problem, model).task
+    trained = "squares" if task == "regression" else task
+    try:
+        if loss_of(model)[0] == trained:
+            return
+    except ValueError:
+        pass  # None of them, or with smoothing or weights.
+    plain = isinstance(given, str | list | dict)
+    name = given if plain else getattr(given, "__name__", type(given).__name__)
+    warnings.warn(
+        f"model {model.name!r} is compiled with loss={name!r}, which is not used: it "
+        f"is trained with {_LOSSES[trained]}, the plain mean over the examples without "
+        "label smoothing or weights. Compile it with that, or not at all.",
+        DataWarning,
+        stacklevel=4,
+    )
 
 
 def check_same(title: str, first: keras.Model, made: keras.Model) -> None:
@@ -98,35 +131,3 @@ def check_same(title: str, first: keras.Model, made: keras.Model) -> None:
             f"weights of the shapes {shapes[1]}, before {shapes[0]}. Expected the same "
             "layers from every call: draw nothing but weights in there."
         )
-
-
-def last_activation(model: keras.Model) -> str:
-    """Name of the activation of the layer that makes a model's output."""
-    last: Any = model
-    while isinstance(last, keras.Model) and getattr(last, "layers", None):
-        last = _output_layer(last)
-    activation = getattr(last, "activation", None)
-    # A layer Softmax and what keras.ops.softmax puts into a graph are called so too.
-    return str(getattr(activation, "__name__", type(last).__name__.lower()))
-
-
-_SHAPING = (
-    keras.layers.Dropout,
-    keras.layers.Flatten,
-    keras.layers.Identity,
-    keras.layers.Reshape,
-)
-"""Layers that leave the probabilities that they are given what they are."""
-
-
-def _output_layer(model: keras.Model) -> Any:
-    """The layer or operation that makes a model's output: not always its last one."""
-    try:
-        (tensor,) = keras.tree.flatten(model.outputs)
-    except (AttributeError, ValueError):
-        return model.layers[-1]
-    while True:
-        last, taken = _keras.maker(tensor)
-        if not isinstance(last, _SHAPING):
-            return last
-        (tensor,) = taken

@@ -15,7 +15,6 @@ from keras import ops
 from keras_scaled_l2.backends import training_loop
 from keras_scaled_l2.backends.loop import Data, Trainee, TrainingLoop, Values
 from keras_scaled_l2.counts import elements
-from keras_scaled_l2.experiments.architectures import gives_probabilities
 from keras_scaled_l2.experiments.coefficients import penalizable
 from keras_scaled_l2.experiments.dropout_variant import (
     VariableDropout,
@@ -25,6 +24,7 @@ from keras_scaled_l2.experiments.dropout_variant import (
 )
 from keras_scaled_l2.experiments.jobs import Job
 from keras_scaled_l2.experiments.objective import loss_of, right_answers
+from keras_scaled_l2.experiments.outputs import gives_probabilities
 from keras_scaled_l2.experiments.problems import Problem
 
 COPIES = 8
@@ -103,7 +103,7 @@ class Program:
         self.network, self.weights = network, list(parts.weights)
         self.names = list(parts.penalties)
         self.batch_size, self.decays = batch_size, decays
-        self.probabilities = gives_probabilities(network)
+        self.probabilities = gives_probabilities(network, problem)
         self.right = right_answers(problem.task, self.probabilities)
         optimizer.build(network.trainable_variables)
         place = {id(v): i for i, v in enumerate(network.trainable_variables)}

@@ -8,8 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_scaled_l2.experiments.errors import DataWarning, InputError, one_line
-from keras_scaled_l2.experiments.model_checks import last_activation
+from keras_scaled_l2.experiments.errors import DataWarning, InputError
+from keras_scaled_l2.experiments.outputs import (
+    gives_probabilities,
+    network_outputs,
+)
 from keras_scaled_l2.experiments.problems import Problem
 
 EXAMPLES = 256
@@ -28,8 +31,9 @@ def check_start(network: keras.Model, problem: Problem) -> None:
             finite.
     """
     x, y = problem.x_train[:EXAMPLES], problem.y_train[:EXAMPLES]
-    outputs = _outputs(network, x)
-    loss = _loss(problem, outputs, y, last_activation(network))
+    # In training, where a BatchNormalization scales by the batch.
+    outputs = network_outputs(network, x, training=True)
+    loss = _loss(problem, outputs, y, gives_probabilities(network, problem))
     features = f"features of {problem.name!r} range from {_range(problem.x_train)}"
     if not np.isfinite(loss):
         raise InputError(
@@ -62,23 +66,9 @@ def _remedy(problem: Problem) -> str:
     return "Scale the features: --standardize (load_problem(..., standardize=True))."
 
 
-def _outputs(network: keras.Model, x: np.ndarray) -> np.ndarray:
-    try:
-        # In training, where a BatchNormalization scales by the batch; what it notes
-        # for later stays in the scope.
-        with keras.StatelessScope():
-            outputs = network(keras.ops.convert_to_tensor(x), training=True)
-            return np.asarray(keras.ops.convert_to_numpy(outputs), dtype=np.float64)
-    except Exception as error:
-        # Whatever layers and backends may raise.
-        reason = one_line(error)
-        raise InputError(
-            f"model {network.name!r} cannot be called on examples of shape "
-            f"{x.shape[1:]}: {reason if len(reason) <= 300 else reason[:297] + '...'}"
-        ) from error
-
-
-def _loss(problem: Problem, outputs: np.ndarray, y: np.ndarray, last: str) -> float:
+def _loss(
+    problem: Problem, outputs: np.ndarray, y: np.ndarray, probabilities: bool
+) -> float:
     """The mean data loss; NaN or infinite where float32 has no number for it."""
     if not np.isfinite(outputs).all():
         return float("nan")
@@ -87,7 +77,7 @@ def _loss(problem: Problem, outputs: np.ndarray, y: np.ndarray, last: str) -> fl
             errors = np.square((outputs.reshape(y.shape) - y).astype(np.float32))
         return float(np.mean(errors))
     z = outputs.reshape(len(y), -1)
-    if last in ("sigmoid", "softmax"):
+    if probabilities:
         # As Keras clips them.
         z = np.clip(z, 1e-7, 1 - 1e-7)
         z = np.log(z) - (np.log1p(-z) if z.shape[1] == 1 else 0.0)

@@ -27,7 +27,8 @@ def conclusions(record: ComparisonRecord, analyses: Sequence[Analysis]) -> list[
     """By metric; then whether the seeds are too few, and what was tuned."""
     if not record.seeds:
         return ["No run is finished yet."]
-    lines = [line for analysis in analyses for line in _about(analysis)]
+    given = len(record.arms)
+    lines = [line for analysis in analyses for line in _about(analysis, given)]
     # Of two metrics by which the same arms are compared, once.
     limits = dict.fromkeys(filter(None, (_too_few(a.arms) for a in analyses)))
     return [*lines, *limits, _tuning(record)]
@@ -49,13 +50,16 @@ def method(analyses: Sequence[Analysis]) -> list[str]:
     ]
 
 
-def _about(analysis: Analysis) -> Iterable[str]:
+def _about(analysis: Analysis, given: int) -> Iterable[str]:
+    """Sentences by a metric; ``given``: how many arms the comparison has."""
     arms, metric = analysis.arms, analysis.metric
     lost = arms.diverged
     start = f"By {metric.name} "
     start += f"(without {listed(lost)}, which diverged) " if lost else ""
     if arms.best is None:
-        yield f"{start}there is nothing to compare yet."
+        # Runs that are still to come may change it, unless too few arms are left.
+        yet = "" if given - len(lost) < 2 else " yet"
+        yield f"{start}there is nothing to compare{yet}."
         return
     yield start + _about_best(arms, analysis.spec)
     to_none = arms.versus(REFERENCE)

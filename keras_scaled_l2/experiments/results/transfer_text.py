@@ -11,11 +11,12 @@ from keras_scaled_l2.experiments.results.transfer_records import (
     RuleTransfer,
     TransferRecord,
 )
-from keras_scaled_l2.experiments.results.words import interval
+from keras_scaled_l2.experiments.results.words import counted, interval, listed
 
 GOAL = 0.02
 """A rule that loses no more than 2 % is called one that transfers."""
 _WORDS = {"data_loss": "validation data loss", "accuracy": "validation accuracy"}
+_LOST = {"data_loss": "2 %", "accuracy": "2 percentage points"}
 
 
 def findings(result: TransferRecord) -> list[str]:
@@ -35,11 +36,15 @@ def findings(result: TransferRecord) -> list[str]:
 
 
 def _rules(result: TransferRecord, criterion: str) -> str:
-    rules = [rule for rule in result.rules if rule.criterion == criterion]
+    given = [rule for rule in result.rules if rule.criterion == criterion]
+    same = [rule for rule in given if rule.strength == 0]
+    rules = [rule for rule in given if rule.strength != 0]
+    if not rules:
+        return _same_network(same, criterion)
     good = [rule.rule for rule in rules if _transfers(rule)]
     bad = [rule.rule for rule in rules if _fails(rule)]
     by = _WORDS[criterion]
-    what = "2 %" if criterion == "data_loss" else "2 percentage points"
+    what = _LOST[criterion]
     if good:
         text = (
             f"By {by} these lose at most {what} at every larger size, the upper ends "
@@ -52,6 +57,23 @@ def _rules(result: TransferRecord, criterion: str) -> str:
         )
     if bad:
         text += f" More than {what} is lost for sure somewhere by: {', '.join(bad)}."
+    return f"{text} {_same_network(same, criterion)}" if same else text
+
+
+def _same_network(rules: Sequence[RuleTransfer], criterion: str) -> str:
+    """Of rules that chose no penalty: all of them train the one network without."""
+    what = _LOST[criterion]
+    text = (
+        f"By {_WORDS[criterion]} no penalty is best at the smallest size under "
+        f"{listed([rule.rule for rule in rules])}: "
+    )
+    text += "all are" if len(rules) > 1 else "this is"
+    text += " the network without one at every size, and nothing is told of how "
+    text += "strengths transfer."
+    if _transfers(rules[0]):
+        return f"{text} It loses at most {what} at every larger size."
+    if _fails(rules[0]):
+        return f"{text} It loses more than {what} for sure somewhere: tune anew."
     return text
 
 
@@ -67,7 +89,8 @@ def _fails(rule: RuleTransfer) -> bool:
 
 def _exponent(criterion: str, exponent: Interval) -> str:
     text = f"By {_WORDS[criterion]} the best c goes with N to the power "
-    text += f"{exponent.value:.2f}{interval(exponent.low, exponent.high, '.2f')}"
+    # Never -0.00.
+    text += f"{exponent.value:z.2f}{interval(exponent.low, exponent.high, 'z.2f')}"
     if exponent.low is not None and exponent.high is not None:
         zero = exponent.low <= 0 <= exponent.high
         text += ", not significantly different from 0" if zero else ""
@@ -106,7 +129,7 @@ def _rows(result: TransferRecord) -> Iterator[Sequence[str]]:
     for name in result.exponents:
         best = [_best(size.best[name]) for size in result.sizes]
         yield ["best c", name, *best]
-        gains = [f"{100 * size.gain[name]:.1f} %" for size in result.sizes]
+        gains = [f"{100 * size.gain[name]:z.1f} %" for size in result.sizes]
         yield ["gain over none", name, *gains]
     for rule in result.rules:
         cells = [_regret(regret) for regret in rule.regrets]
@@ -120,10 +143,10 @@ def _best(best: Interval) -> str:
 
 def _regret(regret: Regret) -> str:
     more = "more than " if regret.beyond else ""
-    text = f"{more}{100 * regret.value:.1f} %"
+    text = f"{more}{100 * regret.value:z.1f} %"
     if regret.low is None or regret.high is None:
         return text
-    return f"{text} [{100 * regret.low:.1f}, {100 * regret.high:.1f}]"
+    return f"{text} [{100 * regret.low:z.1f}, {100 * regret.high:z.1f}]"
 
 
 def _description(result: TransferRecord) -> str:
@@ -131,11 +154,11 @@ def _description(result: TransferRecord) -> str:
     return (
         f"{result.problem}, {samples:,} training examples, {result.model}, "
         f"{result.optimizer['class_name']} with the learning rate tuned beside each "
-        f"strength, at most {result.epochs} epochs of batches of {result.batch_size}, "
-        f"{len(result.seeds)} seeds, {result.steps:,} steps. Regrets are those of the "
-        "strength that is best at the smallest size, against the best of a sweep at "
-        "each size, with 95 % intervals: shares of the data loss, percentage points of "
-        "the accuracy."
+        f"strength, at most {counted(result.epochs, 'epoch')} of batches of "
+        f"{result.batch_size}, {counted(len(result.seeds), 'seed')}, "
+        f"{result.steps:,} steps. Regrets are those of the strength that is best at "
+        "the smallest size, against the best of a sweep at each size, with 95 % "
+        "intervals: shares of the data loss, percentage points of the accuracy."
     )
 
 

@@ -112,7 +112,8 @@ def _plateau(points: Sequence[TuningPoint], found: Curve, rule: str) -> str:
     how = (
         f"all are within {WITHIN:.0%} of the best"
         if surely
-        else f"none differs significantly from the best ({len(best.jobs)} trainings)"
+        else "none differs significantly from the best "
+        f"({counted(len(best.jobs), 'training')})"
     )
     span = f"from {_say(low)} to {_say(high)}"
     if low == 0 and falls(points):
@@ -126,11 +127,24 @@ def _none(points: Sequence[TuningPoint], found: Curve) -> list[str]:
     if found.none_is_as_good:
         return [
             "No penalty is as good: what the best strength gains is not significant "
-            f"({len(points[found.best].jobs)} trainings)."
+            f"({counted(len(points[found.best].jobs), 'training')})."
         ]
+    if found.none_is_as_good is None and found.none_is_within is not None:
+        none = next(p for p in points if p.strength == 0)
+        return [_cannot_tell(none.mean, points[found.best].mean)]
     if found.none_is_within:
         return [f"No penalty is worse, but within {WITHIN:.0%} of the best."]
     return []
+
+
+def _cannot_tell(none: float, best: float) -> str:
+    """One pair of trainings has no spread to judge a difference by."""
+    behind = abs(none - best) / abs(best) if best else math.nan
+    here = f": here it is {behind:.1%} behind" if math.isfinite(behind) else ""
+    return (
+        f"One training cannot tell whether no penalty is as good{here}. Give more "
+        "seeds, or use method kfold."
+    )
 
 
 def as_text(result: TuningRecord) -> str:
@@ -219,7 +233,8 @@ def description(result: TuningRecord) -> str:
     return (
         f"Tuning of {result.rule} on {result.problem}, {result.architecture} "
         f"({result.weights:,} weights), {result.optimizer['class_name']}: validation "
-        f"{result.criterion.replace('_', ' ')}, {how}, at most {result.epochs} epochs, "
+        f"{result.criterion.replace('_', ' ')}, {how}, at most "
+        f"{counted(result.epochs, 'epoch')}, "
         f"{result.steps:,} steps in all. Intervals are of the paired difference to the "
         "best."
     )
