@@ -32,6 +32,7 @@ def made_run(seed, *, data_loss=0.3, accuracy=0.9, penalty=0.5, epochs=6, **opti
         "data_loss": (data_loss / 2 + 1.8 * fall).tolist(),
         "penalty": (penalty * (0.4 + 0.6 * fall)).tolist(),
         "val_data_loss": (data_loss + 1.5 * fall).tolist(),
+        "val_penalty": (penalty * (0.4 + 0.6 * fall)).tolist(),
     }
     if accuracy is not None:
         curves["accuracy"] = (1.0 - 0.9 * fall).tolist()
