@@ -170,6 +170,8 @@ def _output_layer(model: keras.Model) -> tuple[Any, bool]:
     """
     last, surely = model, True
     while isinstance(last, keras.Model) and getattr(last, "layers", None):
+        # A functional model with a call of its own may do more than its graph says.
+        surely = surely and _of_keras(type(last).call)
         try:
             (tensor,) = keras.tree.flatten(last.outputs)
         except (AttributeError, ValueError):
