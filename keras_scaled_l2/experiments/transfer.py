@@ -18,7 +18,7 @@ from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.experiments.results.files import finite, write_json, write_text
 from keras_scaled_l2.experiments.results.transferring import TransferResult
 from keras_scaled_l2.experiments.runs import validation_score
-from keras_scaled_l2.experiments.storage import lock_directory
+from keras_scaled_l2.experiments.storage import TRANSFER, lock_directory
 from keras_scaled_l2.experiments.transfer_lines import Key, Line
 from keras_scaled_l2.experiments.transfer_plan import TransferPlan, make_transfer_plan
 from keras_scaled_l2.experiments.transfer_result import (
@@ -102,7 +102,7 @@ def transfer(
         directory=directory,
     )
     say: Say = print_line if progress else say_nothing
-    with lock_directory(plan.directory, "transfer"), kept_interrupt() as check:
+    with lock_directory(plan.directory, TRANSFER), kept_interrupt() as check:
         result = _Transfer(plan, say, check).run()
     if plan.directory is not None:
         write_json(plan.directory / "transfer.json", result.to_dict())
