@@ -7,8 +7,7 @@ import contextlib
 import os
 import shlex
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from keras_scaled_l2.cli_numbers import (
@@ -28,6 +27,7 @@ from keras_scaled_l2.cli_words import (
     given,
     joined,
     names,
+    warnings_said,
 )
 from keras_scaled_l2.interrupts import kept_interrupt
 
@@ -82,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.run is not run_convert:
                 load_keras(serializes=getattr(arguments, "serializes", True))
                 check_interrupt()
-            return run(arguments)
+            trains = hasattr(arguments, "directory")
+            with warnings_said(PROGRAM) if trains else contextlib.nullcontext():
+                return run(arguments)
     except NumbersError as error:
         return _say(f"error: {error}", WRONG_INPUT)
     except KeyboardInterrupt:
@@ -186,13 +188,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     experiment = None
     try:
         problem = data_of(arguments)
-        with _warnings_said():
-            plan = make_plan(
-                problem=problem,
-                strengths=dict(arguments.strength or []),
-                directory=arguments.directory,
-                **given(arguments, *_OPTIONS),
-            )
+        plan = make_plan(
+            problem=problem,
+            strengths=dict(arguments.strength or []),
+            directory=arguments.directory,
+            **given(arguments, *_OPTIONS),
+        )
         experiment = Experiment(plan)
         experiment.command = _without_seeds(arguments.argv)
         comparison = experiment.run(choose(not arguments.quiet))
@@ -221,23 +222,6 @@ def _compare(arguments: argparse.Namespace) -> int:
             f"add /{trained[-1].name} for those of one arm)"
         )
     return 0
-
-
-@contextlib.contextmanager
-def _warnings_said() -> Iterator[None]:
-    """Say what is wrong with the data in one line, as errors are said."""
-    from keras_scaled_l2.experiments.errors import DataWarning
-
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always", DataWarning)
-        yield
-    for warning in found:
-        if issubclass(warning.category, DataWarning):
-            _say(f"warning: {warning.message}", 0)
-        else:
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
 
 
 def _without_seeds(argv: Sequence[str]) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -67,6 +70,28 @@ def data_of(arguments: argparse.Namespace) -> Any:
         label_noise=arguments.label_noise,
         data_dir=arguments.data_dir,
     )
+
+
+@contextlib.contextmanager
+def warnings_said(program: str) -> Iterator[None]:
+    """Say the experiments' own warnings in one line, as errors are said."""
+    from keras_scaled_l2.experiments.errors import DataWarning, RecordWarning
+
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+        for category in (DataWarning, RecordWarning):
+            warnings.simplefilter("default", category)
+
+        def say(
+            message: Warning | str, category: type[Warning], *rest: Any, **given: Any
+        ) -> None:
+            if issubclass(category, (DataWarning, RecordWarning)):
+                print(f"{program}: warning: {message}", file=sys.stderr)
+            else:
+                show(message, category, *rest, **given)
+
+        warnings.showwarning = say
+        yield
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,10 @@ class DataWarning(UserWarning):
     """Something about the data that will spoil a training; the message is one line."""
 
 
+class RecordWarning(UserWarning):
+    """A record of a training is damaged and made again; the message is one line."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name of a kind, as "arm", with the nearest one that is known."""
     names = list(known)

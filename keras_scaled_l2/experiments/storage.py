@@ -12,7 +12,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from keras_scaled_l2.experiments.errors import InputError, one_line, require
+from keras_scaled_l2.experiments.errors import (
+    InputError,
+    RecordWarning,
+    one_line,
+    require,
+)
 from keras_scaled_l2.experiments.results.files import finite, read_json, write_json
 
 CONFIGURATION = "configuration.json"
@@ -82,6 +87,7 @@ class Store:
             warnings.warn(
                 f"record {os.fspath(path)!r} is damaged ({one_line(error)}): it is set "
                 f"aside as {aside.name!r}, and the run is made again.",
+                RecordWarning,
                 stacklevel=2,
             )
             return None

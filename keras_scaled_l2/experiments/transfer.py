@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from keras_scaled_l2.experiments import architectures
 from keras_scaled_l2.experiments.engine import Engine, make_engine
-from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.families import Family
 from keras_scaled_l2.experiments.jobs import Job, Trained
+from keras_scaled_l2.experiments.journal import Journal
 from keras_scaled_l2.experiments.plane import Plane, Point, half_decades, next_points
 from keras_scaled_l2.experiments.problems import Problem
-from keras_scaled_l2.experiments.results.files import finite, write_json, write_text
+from keras_scaled_l2.experiments.results.files import write_json, write_text
 from keras_scaled_l2.experiments.results.transferring import TransferResult
 from keras_scaled_l2.experiments.runs import validation_score
 from keras_scaled_l2.experiments.storage import TRANSFER, lock_directory
-from keras_scaled_l2.experiments.transfer_lines import Key, Line
+from keras_scaled_l2.experiments.transfer_lines import Line
 from keras_scaled_l2.experiments.transfer_plan import TransferPlan, make_transfer_plan
 from keras_scaled_l2.experiments.transfer_result import (
-    Records,
     best_places,
     make_result,
     points_of,
@@ -115,7 +112,7 @@ class _Transfer:
 
     def __init__(self, plan: TransferPlan, say: Say, check: Callable[[], None]) -> None:
         self.plan, self._say, self._check = plan, say, check
-        self._journal = _Journal(plan)
+        self._journal = Journal(plan)
 
     def run(self) -> TransferResult:
         """Train what is not finished yet; the smallest size chooses the strengths."""
@@ -191,47 +188,3 @@ def _record(trained: Trained) -> dict[str, Any]:
         "best_epoch": trained.best_epoch,
         "steps": trained.steps,
     }
-
-
-class _Journal:
-    """Trainings by size, a line of a file for each: what is written stays."""
-
-    def __init__(self, plan: TransferPlan) -> None:
-        self._records: list[Records] = [{} for _ in plan.plans]
-        self._path: pathlib.Path | None = None
-        if plan.directory is not None:
-            self._path = plan.directory / "trainings.jsonl"
-            self._read(plan)
-
-    def of(self, size: int) -> Records:
-        """The trainings of a size."""
-        return self._records[size]
-
-    def add(self, size: int, key: Key, seed: int, record: dict[str, Any]) -> None:
-        """Note a training."""
-        self._records[size][key, seed] = record
-        if self._path is not None:
-            line = json.dumps(finite([size, key, seed, record]))
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(f"{line}\n")
-
-    def _read(self, plan: TransferPlan) -> None:
-        assert self._path is not None
-        wanted = json.loads(json.dumps(finite(plan.configuration())))
-        if not self._path.exists():
-            write_text(self._path, json.dumps(wanted) + "\n")
-            return
-        text = self._path.read_text(encoding="utf-8")
-        head, *lines = text.split("\n")
-        if json.loads(head) != wanted:
-            raise InputError(
-                f"directory {os.fspath(self._path.parent)!r} holds a transfer of "
-                "another configuration: expected the same call. Give another "
-                "directory, or delete it."
-            )
-        if lines[-1]:
-            # Killed while it wrote.
-            write_text(self._path, text.removesuffix(lines[-1]))
-        for line in lines[:-1]:
-            size, (kind, place, rate), seed, record = json.loads(line)
-            self._records[size][(kind, place, rate), seed] = record
