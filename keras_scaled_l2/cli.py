@@ -23,6 +23,7 @@ from keras_scaled_l2.cli_words import (
     add_data,
     add_memory,
     add_place,
+    check_hidden,
     data_of,
     given,
     joined,
@@ -187,6 +188,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     experiment = None
     try:
+        _check_used(arguments)
         problem = data_of(arguments)
         plan = make_plan(
             problem=problem,
@@ -224,14 +226,43 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_used(arguments: argparse.Namespace) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        InputError: If one was given.
+    """
+    from keras_scaled_l2.experiments.arms import named_arms
+    from keras_scaled_l2.experiments.errors import InputError
+
+    check_hidden(arguments)
+    strengths = [name for name, _ in arguments.strength or []]
+    for name in strengths:
+        if strengths.count(name) > 1:
+            raise InputError(
+                f"--strength {name}=... is given more than once: expected one strength "
+                "for each arm. Leave all but one out."
+            )
+    if arguments.dropout is None or not arguments.arms:
+        return
+    if not any(arm.dropout for arm in named_arms(arguments.arms)):
+        raise InputError(
+            f"--dropout {arguments.dropout:g} and no arm with dropout: expected one, "
+            "as dropout or sample+dropout. Add it to --arms, or leave --dropout out."
+        )
+
+
 def _without_seeds(argv: Sequence[str]) -> str:
     """The command line again, but for the number of seeds."""
-    kept = list(argv)
-    for i, word in enumerate(argv):
-        if word == "--seeds":
-            del kept[i : i + 2]
-        elif word.startswith("--seeds="):
-            del kept[i]
+    kept, left = [], iter(argv)
+    for word in left:
+        option, has_value, _ = word.partition("=")
+        # argparse takes a shortened option too; what is shorter is ambiguous.
+        if option.startswith("--se") and "--seeds".startswith(option):
+            if not has_value:
+                next(left, None)
+        else:
+            kept.append(word)
     return shlex.join([PROGRAM, *kept])
 
 

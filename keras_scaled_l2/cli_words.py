@@ -54,6 +54,23 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_hidden(arguments: argparse.Namespace) -> None:
+    """Refuse units of hidden layers for a model that has its own.
+
+    Raises:
+        InputError: If they were given with such a model.
+    """
+    from keras_scaled_l2.experiments.errors import InputError
+
+    model = arguments.model
+    own = model is not None and (model == "conv" or not model.isidentifier())
+    if own and arguments.hidden is not None:
+        raise InputError(
+            f"--hidden and --model {model}: expected no hidden units, since the model "
+            "has its own layers. Leave --hidden out, or use --model dense."
+        )
+
+
 def data_of(arguments: argparse.Namespace) -> Any:
     """The problem that the options name.
 

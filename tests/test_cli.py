@@ -139,6 +139,16 @@ def wrong(tmp_path):
         "directory is a file": (f"--directory {file}", "cannot be written"),
         "directory in a file": (f"--directory {file}/in", "cannot be written"),
         "unknown option": ("--epoch-count 3", "unrecognized arguments"),
+        "task of a known problem": ("--task regression", "it is for .npz files"),
+        "hidden of conv": ("--model conv --hidden 4", "Leave --hidden out"),
+        "hidden of a function": ("--model a.b:c --hidden 4", "Leave --hidden out"),
+        "hidden of a file": ("--model a.keras --hidden 4", "Leave --hidden out"),
+        "hidden of nothing": ("--model dens --hidden 4", "did you mean 'dense'?"),
+        "dropout of no arm": ("--dropout 0.3 --arms none,l2", "leave --dropout out"),
+        "strength twice": (
+            "--strength l2=1 --strength sample=2 --strength l2=1",
+            "--strength l2=... is given more than once",
+        ),
     }
 
 
@@ -231,3 +241,18 @@ def test_ctrl_c_is_one_line_and_loses_no_finished_run(small, tmp_path):
     saved = Comparison.from_dict(read_json(tmp_path / "comparison.json"))
     assert sum(len(arm.runs) for arm in saved.arms) == int(found[1]) >= 3
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "compare --seeds 2 --seeds 3 --epochs 4",
+        "compare --seeds=2 --epochs 4 --seeds 3",
+        "compare --seed 2 --epochs 4 --seeds=3",
+        "compare --epochs 4",
+        "compare --epochs 4 --seeds",
+    ],
+)
+def test_command_without_its_seeds_keeps_all_else(words):
+    expected = "keras-scaled-l2 compare --epochs 4"
+    assert cli._without_seeds(words.split()) == expected
