@@ -81,6 +81,7 @@ def test_tune_takes_number_of_examples_and_label_noise(data, capsys, asked):
         ("--optimizer adam --rules half-life", "Use 'decay'"),
         ("--samples 0", "samples 0: expected a whole number of 1 or more"),
         ("--data-dir nowhere", "expected the name mnist or fashion_mnist"),
+        ("--directory= --widths 2,4", "directory '': expected a name"),
         ("--problem digits --task classes", "it is for .npz files"),
         ("--problem nothing", "unknown problem 'nothing'"),
     ],
