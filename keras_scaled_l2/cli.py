@@ -182,7 +182,7 @@ def _add_compare(commands: Any) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from keras_scaled_l2.experiments.compare import Experiment
-    from keras_scaled_l2.experiments.errors import InputError
+    from keras_scaled_l2.experiments.errors import InputError, WriteError
     from keras_scaled_l2.experiments.plan import make_plan
     from keras_scaled_l2.experiments.progress import choose
 
@@ -200,6 +200,10 @@ def _compare(arguments: argparse.Namespace) -> int:
         experiment.command = _without_seeds(arguments.argv)
         comparison = experiment.run(choose(not arguments.quiet))
     except InputError as error:
+        return _say(f"error: {error}", WRONG_INPUT)
+    except WriteError as error:
+        # What was computed comes first.
+        print(error.result.table(), flush=True)
         return _say(f"error: {error}", WRONG_INPUT)
     except KeyboardInterrupt:
         if experiment is None:

@@ -14,6 +14,7 @@ from keras_scaled_l2.experiments.results.files import finite, write_bytes, write
 from keras_scaled_l2.experiments.transfer_lines import Key
 from keras_scaled_l2.experiments.transfer_plan import TransferPlan
 from keras_scaled_l2.experiments.transfer_result import Records
+from keras_scaled_l2.experiments.writes import Writes
 
 _FARTHEST = 99
 """No place on an axis, half a decade each, is farther from 0."""
@@ -27,8 +28,9 @@ class Journal:
             one that nobody knows.
     """
 
-    def __init__(self, plan: TransferPlan) -> None:
-        self._plan = plan
+    def __init__(self, plan: TransferPlan, writes: Writes) -> None:
+        self._plan, self._writes = plan, writes
+        self._waiting: list[str] = []
         self._records: list[Records] = [{} for _ in plan.plans]
         self._path: pathlib.Path | None = None
         if plan.directory is not None:
@@ -44,13 +46,32 @@ class Journal:
         self._records[size][key, seed] = record
         if self._path is not None:
             line = json.dumps(finite([size, key, seed, record]))
+            self._waiting.append(f"{line}\n")
+            self._writes.do(self._path.name, self._append)
+
+    def _append(self) -> None:
+        assert self._path is not None
+        before = self._path.stat().st_size
+        try:
             with open(self._path, "a", encoding="utf-8") as file:
-                file.write(f"{line}\n")
+                file.write("".join(self._waiting))
+        except OSError:
+            # Half a line would spoil the next one.
+            os.truncate(self._path, before)
+            raise
+        self._waiting.clear()
 
     def _read(self, path: pathlib.Path) -> None:
         wanted = json.loads(json.dumps(finite(self._plan.configuration())))
         if not path.exists():
-            write_text(path, json.dumps(wanted) + "\n")
+            try:
+                write_text(path, json.dumps(wanted) + "\n")
+            except OSError as error:
+                raise InputError(
+                    f"{os.fspath(path)!r} cannot be written "
+                    f"({error.strerror or error}): expected room for it. Make some, or "
+                    "give another directory."
+                ) from error
             return
         content = path.read_bytes()
         head, *lines = content.decode(errors="replace").split("\n")

@@ -65,7 +65,14 @@ class Store:
             if path.exists():
                 # Arms that are left out this time keep their finished runs.
                 merged["arms"] = {**read_json(path)["arms"], **merged["arms"]}
-            write_json(path, merged)
+            try:
+                write_json(path, merged)
+            except OSError as error:
+                raise InputError(
+                    f"{os.fspath(path)!r} cannot be written "
+                    f"({error.strerror or error}): expected room for it. Make some, or "
+                    "give another directory."
+                ) from error
             yield
 
     def load(self, name: str) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from keras_scaled_l2.experiments.transfer_result import (
     points_of,
 )
 from keras_scaled_l2.experiments.tuner import Say, print_line, say_nothing
+from keras_scaled_l2.experiments.writes import Writes
 from keras_scaled_l2.interrupts import kept_interrupt
 
 
@@ -81,6 +82,8 @@ def transfer(
     Raises:
         InputError: Before any training, if something that was asked for cannot be
             done, or the directory holds a transfer of another configuration.
+        WriteError: At the end, if not everything could be written, as on a full disk;
+            its ``result`` is the result.
 
     Example:
         ``print(transfer(problem="digits", sizes=(2000, 8000)).table())``
@@ -100,19 +103,27 @@ def transfer(
     )
     say: Say = print_line if progress else say_nothing
     with lock_directory(plan.directory, TRANSFER), kept_interrupt() as check:
-        result = _Transfer(plan, say, check).run()
-    if plan.directory is not None:
-        write_json(plan.directory / "transfer.json", result.to_dict())
-        write_text(plan.directory / "transfer.md", result.to_markdown())
+        writes = Writes(plan.directory)
+        result = _Transfer(plan, say, check, writes).run()
+        folder = plan.directory
+        if folder is not None:
+            data, text = result.to_dict(), result.to_markdown()
+            writes.do(
+                "transfer.json", lambda: write_json(folder / "transfer.json", data)
+            )
+            writes.do("transfer.md", lambda: write_text(folder / "transfer.md", text))
+        writes.finish(result)
     return result
 
 
 class _Transfer:
     """A plan that only needs to be trained."""
 
-    def __init__(self, plan: TransferPlan, say: Say, check: Callable[[], None]) -> None:
+    def __init__(
+        self, plan: TransferPlan, say: Say, check: Callable[[], None], writes: Writes
+    ) -> None:
         self.plan, self._say, self._check = plan, say, check
-        self._journal = Journal(plan)
+        self._journal = Journal(plan, writes)
 
     def run(self) -> TransferResult:
         """Train what is not finished yet; the smallest size chooses the strengths."""
