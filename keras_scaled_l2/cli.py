@@ -7,8 +7,7 @@ import contextlib
 import os
 import shlex
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from keras_scaled_l2.cli_numbers import (
@@ -24,10 +23,12 @@ from keras_scaled_l2.cli_words import (
     add_data,
     add_memory,
     add_place,
+    check_hidden,
     data_of,
     given,
     joined,
     names,
+    warnings_said,
 )
 from keras_scaled_l2.interrupts import kept_interrupt
 
@@ -82,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.run is not run_convert:
                 load_keras(serializes=getattr(arguments, "serializes", True))
                 check_interrupt()
-            return run(arguments)
+            trains = hasattr(arguments, "directory")
+            with warnings_said(PROGRAM) if trains else contextlib.nullcontext():
+                return run(arguments)
     except NumbersError as error:
         return _say(f"error: {error}", WRONG_INPUT)
     except KeyboardInterrupt:
@@ -179,24 +182,28 @@ def _add_compare(commands: Any) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from keras_scaled_l2.experiments.compare import Experiment
-    from keras_scaled_l2.experiments.errors import InputError
+    from keras_scaled_l2.experiments.errors import InputError, WriteError
     from keras_scaled_l2.experiments.plan import make_plan
     from keras_scaled_l2.experiments.progress import choose
 
     experiment = None
     try:
+        _check_used(arguments)
         problem = data_of(arguments)
-        with _warnings_said():
-            plan = make_plan(
-                problem=problem,
-                strengths=dict(arguments.strength or []),
-                directory=arguments.directory,
-                **given(arguments, *_OPTIONS),
-            )
+        plan = make_plan(
+            problem=problem,
+            strengths=dict(arguments.strength or []),
+            directory=arguments.directory,
+            **given(arguments, *_OPTIONS),
+        )
         experiment = Experiment(plan)
         experiment.command = _without_seeds(arguments.argv)
         comparison = experiment.run(choose(not arguments.quiet))
     except InputError as error:
+        return _say(f"error: {error}", WRONG_INPUT)
+    except WriteError as error:
+        # What was computed comes first.
+        print(error.result.table(), flush=True)
         return _say(f"error: {error}", WRONG_INPUT)
     except KeyboardInterrupt:
         if experiment is None:
@@ -223,31 +230,43 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _warnings_said() -> Iterator[None]:
-    """Say what is wrong with the data in one line, as errors are said."""
-    from keras_scaled_l2.experiments.errors import DataWarning
+def _check_used(arguments: argparse.Namespace) -> None:
+    """Refuse options that would do nothing.
 
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always", DataWarning)
-        yield
-    for warning in found:
-        if issubclass(warning.category, DataWarning):
-            _say(f"warning: {warning.message}", 0)
-        else:
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
+    Raises:
+        InputError: If one was given.
+    """
+    from keras_scaled_l2.experiments.arms import named_arms
+    from keras_scaled_l2.experiments.errors import InputError
+
+    check_hidden(arguments)
+    strengths = [name for name, _ in arguments.strength or []]
+    for name in strengths:
+        if strengths.count(name) > 1:
+            raise InputError(
+                f"--strength {name}=... is given more than once: expected one strength "
+                "for each arm. Leave all but one out."
             )
+    if arguments.dropout is None or not arguments.arms:
+        return
+    if not any(arm.dropout for arm in named_arms(arguments.arms)):
+        raise InputError(
+            f"--dropout {arguments.dropout:g} and no arm with dropout: expected one, "
+            "as dropout or sample+dropout. Add it to --arms, or leave --dropout out."
+        )
 
 
 def _without_seeds(argv: Sequence[str]) -> str:
     """The command line again, but for the number of seeds."""
-    kept = list(argv)
-    for i, word in enumerate(argv):
-        if word == "--seeds":
-            del kept[i : i + 2]
-        elif word.startswith("--seeds="):
-            del kept[i]
+    kept, left = [], iter(argv)
+    for word in left:
+        option, has_value, _ = word.partition("=")
+        # argparse takes a shortened option too; what is shorter is ambiguous.
+        if option.startswith("--se") and "--seeds".startswith(option):
+            if not has_value:
+                next(left, None)
+        else:
+            kept.append(word)
     return shlex.join([PROGRAM, *kept])
 
 

@@ -87,7 +87,7 @@ def add_transfer(commands: Any) -> None:
 
 
 def _transfer(arguments: argparse.Namespace) -> int:
-    from keras_scaled_l2.experiments.errors import InputError
+    from keras_scaled_l2.experiments.errors import InputError, WriteError
     from keras_scaled_l2.experiments.transfer import transfer
 
     try:
@@ -98,6 +98,10 @@ def _transfer(arguments: argparse.Namespace) -> int:
             **given(arguments, *_OPTIONS),
         )
     except InputError as error:
+        raise NumbersError(str(error)) from error
+    except WriteError as error:
+        # What was computed comes first.
+        print(error.result.table(), flush=True)
         raise NumbersError(str(error)) from error
     print(result.table())
     print(f"\nWritten to {os.path.join(arguments.directory, 'transfer.json')}")

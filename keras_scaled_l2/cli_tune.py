@@ -11,6 +11,7 @@ from keras_scaled_l2.cli_words import (
     add_data,
     add_memory,
     add_place,
+    check_hidden,
     data_of,
     given,
     joined,
@@ -99,6 +100,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     from keras_scaled_l2.experiments.tune import tune
 
     try:
+        check_hidden(arguments)
         result = tune(
             problem=data_of(arguments),
             directory=arguments.directory,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -51,6 +54,23 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_hidden(arguments: argparse.Namespace) -> None:
+    """Refuse units of hidden layers for a model that has its own.
+
+    Raises:
+        InputError: If they were given with such a model.
+    """
+    from keras_scaled_l2.experiments.errors import InputError
+
+    model = arguments.model
+    own = model is not None and (model == "conv" or not model.isidentifier())
+    if own and arguments.hidden is not None:
+        raise InputError(
+            f"--hidden and --model {model}: expected no hidden units, since the model "
+            "has its own layers. Leave --hidden out, or use --model dense."
+        )
+
+
 def data_of(arguments: argparse.Namespace) -> Any:
     """The problem that the options name.
 
@@ -67,6 +87,28 @@ def data_of(arguments: argparse.Namespace) -> Any:
         label_noise=arguments.label_noise,
         data_dir=arguments.data_dir,
     )
+
+
+@contextlib.contextmanager
+def warnings_said(program: str) -> Iterator[None]:
+    """Say the experiments' own warnings in one line, as errors are said."""
+    from keras_scaled_l2.experiments.errors import DataWarning, RecordWarning
+
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+        for category in (DataWarning, RecordWarning):
+            warnings.simplefilter("default", category)
+
+        def say(
+            message: Warning | str, category: type[Warning], *rest: Any, **given: Any
+        ) -> None:
+            if issubclass(category, (DataWarning, RecordWarning)):
+                print(f"{program}: warning: {message}", file=sys.stderr)
+            else:
+                show(message, category, *rest, **given)
+
+        warnings.showwarning = say
+        yield
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:

@@ -129,6 +129,12 @@ def wrong(tmp_path):
         "hidden": ("--hidden 512,x", "whole numbers joined by commas"),
         "zero hidden": ("--hidden 0", "hidden units 0"),
         "seeds": ("--seeds 0", "seeds 0"),
+        "many seeds": ("--seeds 100000000000", "seeds 100000000000: expected"),
+        "huge batch": ("--batch-size 100000000000000000000", "below 2**31"),
+        "memory": ("--memory 1e300", "memory 1e+300: expected GiB"),
+        "huge hidden": ("--hidden 100000000000", "Give fewer units"),
+        "huge units": (f"--hidden {10**400}", "hidden units 1"),
+        "no directory": ("--directory=", "directory '': expected a name"),
         "epochs": ("--epochs -3", "epochs -3"),
         "batch": ("--batch-size 1.5", "invalid int value: '1.5'"),
         "rate of learning": ("--learning-rate 0", "learning rate 0.0"),
@@ -139,6 +145,16 @@ def wrong(tmp_path):
         "directory is a file": (f"--directory {file}", "cannot be written"),
         "directory in a file": (f"--directory {file}/in", "cannot be written"),
         "unknown option": ("--epoch-count 3", "unrecognized arguments"),
+        "task of a known problem": ("--task regression", "it is for .npz files"),
+        "hidden of conv": ("--model conv --hidden 4", "Leave --hidden out"),
+        "hidden of a function": ("--model a.b:c --hidden 4", "Leave --hidden out"),
+        "hidden of a file": ("--model a.keras --hidden 4", "Leave --hidden out"),
+        "hidden of nothing": ("--model dens --hidden 4", "did you mean 'dense'?"),
+        "dropout of no arm": ("--dropout 0.3 --arms none,l2", "leave --dropout out"),
+        "strength twice": (
+            "--strength l2=1 --strength sample=2 --strength l2=1",
+            "--strength l2=... is given more than once",
+        ),
     }
 
 
@@ -231,3 +247,18 @@ def test_ctrl_c_is_one_line_and_loses_no_finished_run(small, tmp_path):
     saved = Comparison.from_dict(read_json(tmp_path / "comparison.json"))
     assert sum(len(arm.runs) for arm in saved.arms) == int(found[1]) >= 3
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "compare --seeds 2 --seeds 3 --epochs 4",
+        "compare --seeds=2 --epochs 4 --seeds 3",
+        "compare --seed 2 --epochs 4 --seeds=3",
+        "compare --epochs 4",
+        "compare --epochs 4 --seeds",
+    ],
+)
+def test_command_without_its_seeds_keeps_all_else(words):
+    expected = "keras-scaled-l2 compare --epochs 4"
+    assert cli._without_seeds(words.split()) == expected

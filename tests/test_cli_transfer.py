@@ -2,11 +2,13 @@
 
 import importlib
 import types
+import warnings
 
 import numpy as np
 import pytest
 
 from keras_scaled_l2 import cli
+from keras_scaled_l2.experiments.errors import RecordWarning
 
 # The package's attribute of this name is the function.
 MODULE = importlib.import_module("keras_scaled_l2.experiments.transfer")
@@ -79,6 +81,8 @@ def test_tune_takes_number_of_examples_and_label_noise(data, capsys, asked):
         ("--optimizer adam --rules half-life", "Use 'decay'"),
         ("--samples 0", "samples 0: expected a whole number of 1 or more"),
         ("--data-dir nowhere", "expected the name mnist or fashion_mnist"),
+        ("--directory= --widths 2,4", "directory '': expected a name"),
+        ("--problem digits --task classes", "it is for .npz files"),
         ("--problem nothing", "unknown problem 'nothing'"),
     ],
 )
@@ -90,3 +94,16 @@ def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path, capsys, words, me
     assert printed.out == ""
     assert message in printed.err
     assert printed.err.count("\n") == 1
+
+
+def test_damaged_line_of_the_journal_is_one_line(data, tmp_path, capsys, monkeypatch):
+    def warn(**_):
+        warnings.warn("a line is damaged.", RecordWarning, stacklevel=2)
+        return types.SimpleNamespace(table=lambda: "the table")
+
+    monkeypatch.setattr(MODULE, "transfer", warn)
+    folder = str(tmp_path / "out")
+    assert cli.main(["transfer", "--problem", data, "--directory", folder]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "keras-scaled-l2: warning: a line is damaged.\n"
+    assert printed.out.startswith("the table\n")

@@ -20,7 +20,7 @@ from keras_scaled_l2 import cli
 from keras_scaled_l2.experiments import Comparison, compare
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.engine import Engine
-from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.errors import InputError, RecordWarning, WriteError
 from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.results.files import read_json
 
@@ -522,20 +522,80 @@ def test_failed_write_loses_no_finished_run(tmp_path, monkeypatch):
 
     def full(source, target):
         written.append(target)
-        if len(written) == 5:
+        if len(written) >= 5:
             raise OSError(28, "No space left on device")
         real(source, target)
 
     options = {"directory": tmp_path, "seeds": 1}
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(OSError, match="No space left"):
+        with (
+            pytest.warns(RecordWarning, match="cannot be written .No space left"),
+            pytest.raises(
+                WriteError, match=r"No space left.*Make room there"
+            ) as caught,
+        ):
             small(**options)
+    assert "\n" not in str(caught.value)
+    assert without_seconds(caught.value.result) == without_seconds(small(seeds=1))
     assert hidden(tmp_path) == []
     before = content(tmp_path / "runs")
     assert before
     assert without_seconds(small(**options)) == without_seconds(small(seeds=1))
     assert before.items() <= content(tmp_path / "runs").items()
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+from keras_scaled_l2 import cli
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["compare", "transfer"])
+def test_full_disk_is_one_line_after_the_table(name, tmp_path):
+    words = command(tmp_path, "--seeds", "1", "--directory", str(tmp_path / "full"))
+    least = 3000
+    if name == "transfer":
+        words = ["transfer", *words[1:3], "--sizes", "30,300", "--seeds", "2"]
+        words += ["--epochs", "1", "--rules", "l2", "--quiet"]
+        words += ["--directory", str(tmp_path / "full")]
+        least = 6000
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(least), *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "KERAS_BACKEND": keras.config.backend()},
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    first, last = done.stderr.splitlines()
+    assert first.startswith("keras-scaled-l2: warning: ")
+    assert "the same command goes on" in last
+    assert "95 %" in done.stdout
+    if name == "transfer":
+        assert (tmp_path / "full" / "trainings.jsonl").read_text().endswith("\n")
+    assert cli.main(words) == 0
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_write_that_failed_once_is_made_good(tmp_path, monkeypatch):
+    real, written = os.replace, []
+
+    def full(source, target):
+        written.append(target)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.warns(RecordWarning, match="the trainings go on"):
+        small(directory=tmp_path, seeds=1)
+    assert len(records(tmp_path)) == len(ARMS)
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -10,7 +10,7 @@ import pytest
 from keras_scaled_l2.experiments import TransferResult, families, transfer
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.engine import Engine
-from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.errors import InputError, RecordWarning
 from keras_scaled_l2.experiments.families import NAMES, member, width_for
 from keras_scaled_l2.experiments.jobs import Trained
 from keras_scaled_l2.experiments.problems import Source
@@ -134,6 +134,57 @@ def test_stopped_transfer_goes_on_and_is_the_same(data, trained, tmp_path):
     assert TransferResult.from_dict(read_json(tmp_path / "transfer.json")) == whole
     with pytest.raises(InputError, match="another configuration: expected the same"):
         made(data, **options, epochs=2)
+
+
+DAMAGES = {
+    "garbage": b"garbage",
+    "binary": bytes(range(128, 256)),
+    "nothing": b"",
+    "no list": b"1",
+    "deep": b"[" * 200_000,
+    "size": b'[2, ["l2", null, 0], 0, RECORD]',
+    "rule": b'[0, ["l3", null, 0], 0, RECORD]',
+    "place": b'[0, ["l2", "x", 0], 0, RECORD]',
+    "rate": b'[0, ["l2", null, 1e9], 0, RECORD]',
+    "seed": b'[0, ["l2", null, 0], 7, RECORD]',
+    "record": b'[0, ["l2", null, 0], 0, {"loss": 1.0}]',
+    "loss": b'[0, ["l2", null, 0], 0, {"loss": "x", "accuracy": 1}]',
+}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_lines_are_left_out_and_trained_again(damage, data, trained, tmp_path):
+    options = {"rules": ["l2"], "directory": tmp_path}
+    whole = made(data, **options)
+    journal = tmp_path / "trainings.jsonl"
+    lines = journal.read_bytes().splitlines()
+    record = b'{"loss": 1.0, "accuracy": 0.5, "best_epoch": 1, "steps": 7}'
+    lines[5] = DAMAGES[damage].replace(b"RECORD", record)
+    damaged = b"\n".join(lines) + b"\n"
+    journal.write_bytes(damaged)
+    before = len(trained)
+    with pytest.warns(RecordWarning, match=f"1 of {len(lines) - 1} lines are damaged"):
+        assert made(data, **options) == whole
+    assert len(trained) - before == 1
+    assert (tmp_path / "trainings.damaged").read_bytes() == damaged
+    # Mended: nothing is said, and nothing trained, any more.
+    assert made(data, **options) == whole
+    assert len(trained) - before == 1
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("head", [b"", b"{", b"\xff\xfe", b"[" * 200_000])
+def test_damaged_head_is_refused_in_one_line(head, data, trained, tmp_path):
+    journal = tmp_path / "trainings.jsonl"
+    journal.write_bytes(head)
+    with pytest.raises(
+        InputError, match=r"the first line of its train.* is damaged"
+    ) as e:
+        made(data, directory=tmp_path)
+    assert "\n" not in str(e.value)
+    assert trained == []
+    assert journal.read_bytes() == head
 
 
 @pytest.mark.once

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
 from sklearn.metrics import log_loss
 
 from keras_scaled_l2 import PriorL2, SampleL2, ScaledL2
-from keras_scaled_l2.experiments import TuningResult, tune
+from keras_scaled_l2.experiments import TuningResult, compare, transfer, tune
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.axis import make_axis
 from keras_scaled_l2.experiments.engine import Engine
@@ -143,9 +143,9 @@ def test_coefficients_are_those_of_the_rule():
 
 def test_e_folds_are_what_the_training_does():
     steps, rate = 3 * 3, 0.05
-    point = small(grid=[0.0, 0.1])[0.1]
+    point = small(grid=[0.0, 0.01, 0.1])[0.1]
     assert point.e_folds == pytest.approx(2 * 0.1 * steps * rate / (1 - 0.9))
-    decay = small(rule="decay", grid=[0.0, 0.1])[0.1]
+    decay = small(rule="decay", grid=[0.0, 0.01, 0.1])[0.1]
     assert decay.e_folds == pytest.approx(0.1 * steps * rate)
 
 
@@ -401,3 +401,88 @@ def test_strengths_of_cross_validation_count_the_examples_of_a_fold():
     c = 5.0 / (2 * m)
     assert point.coefficient == pytest.approx((c, c))
     assert point.e_folds == pytest.approx(2 * c * 3 * steps * 0.05 / (1 - 0.9))
+
+
+def contents(folder):
+    """Name of each file -> its bytes."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): path.read_bytes() for path in files if path.name != ".lock"}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("mark", "other"),
+    [
+        ("comparison.json", "comparison"),
+        ("configuration.json", "comparison"),
+        ("tuning.json", "tuning"),
+        ("study.db", "tuning"),
+        ("trainings.jsonl", "transfer"),
+        ("transfer.json", "transfer"),
+    ],
+)
+def test_directory_of_another_command_is_refused(mark, other, tmp_path, monkeypatch):
+    monkeypatch.setattr(Engine, "train", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path / mark).write_text("{}")
+    run = tmp_path / "tensorboard" / "l2" / "seed-0" / "events"
+    run.parent.mkdir(parents=True)
+    run.write_text("curves")
+    before = contents(tmp_path)
+    calls = {
+        "comparison": lambda: compare(
+            problem=problem(), hidden=(4,), directory=tmp_path, progress=False
+        ),
+        "tuning": lambda: small(directory=tmp_path),
+        "transfer": lambda: transfer(
+            problem=problem(), sizes=(30, 300), directory=tmp_path, progress=False
+        ),
+    }
+    for what, call in calls.items():
+        if what != other:
+            with pytest.raises(InputError) as caught:
+                call()
+            assert f"holds {mark}, which is of a {other}" in str(caught.value)
+            assert "Give another directory." in str(caught.value)
+            assert "\n" not in str(caught.value)
+            assert contents(tmp_path) == before
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        ({"rule": "sample"}, "rule is l2 there, sample here"),
+        ({"rule": "l2+dropout"}, "rule is l2 there, l2+dropout here"),
+        ({"problem": problem("other")}, "problem is binary there, other here"),
+        ({"method": "kfold", "folds": 2}, "method is holdout there, kfold here"),
+    ],
+)
+def test_directory_of_another_tuning_is_refused(
+    options, difference, tmp_path, monkeypatch
+):
+    small(directory=tmp_path, grid=[0.0])
+    before = contents(tmp_path)
+    monkeypatch.setattr(Engine, "train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(InputError) as caught:
+        small(directory=tmp_path, grid=[0.0], **options)
+    assert f"holds another tuning: {difference}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert contents(tmp_path) == before
+    # It was stopped before its result: the study tells.
+    (tmp_path / "tuning.json").unlink()
+    with pytest.raises(InputError, match="holds the tuning 'binary l2 holdout'"):
+        small(directory=tmp_path, grid=[0.0], **{**options, "rule": "prior"})
+
+
+@pytest.mark.once
+def test_tuning_deletes_its_own_runs_alone(tmp_path):
+    mine = tmp_path / "tensorboard" / "mine" / "events"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("curves")
+    first = small(directory=tmp_path, grid=[0.0, 0.01, 0.1])
+    names = set(contents(tmp_path / "tensorboard"))
+    (tmp_path / "tuning.json").write_text("damaged")
+    assert small(directory=tmp_path, grid=[0.0, 0.01, 0.1]) == first
+    again = contents(tmp_path / "tensorboard")
+    assert again[str(mine)] == b"curves"
+    assert len(again) == len(names) == 1 + 3 * 2

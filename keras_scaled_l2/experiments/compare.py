@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import shutil
@@ -53,6 +54,7 @@ from keras_scaled_l2.experiments.tasks import (
     settings_of,
     trial_seed,
 )
+from keras_scaled_l2.experiments.writes import Writes
 from keras_scaled_l2.interrupts import kept_interrupt
 
 
@@ -115,6 +117,8 @@ def compare(
     Raises:
         InputError: Before any training, if something that was asked for cannot be
             done, or the directory holds another comparison.
+        WriteError: At the end, if not everything could be written, as on a full disk;
+            its ``result`` is the comparison.
 
     Example:
         ``print(compare(problem="digits", arms=["none", "dropout"]).table())``
@@ -160,6 +164,7 @@ class Experiment:
         if any(s.dropout for arm in self._arms for s in settings_of(arm)):
             # Before any training: not every network can have dropout.
             derive(plan.network, 0.5)
+        self._writes = Writes(plan.directory)
         self._store = None
         if plan.directory is not None:
             self._store = Store(plan.directory, plan.configuration())
@@ -205,6 +210,7 @@ class Experiment:
 
         Raises:
             InputError: If another process works in the directory.
+            WriteError: If not everything could be written.
         """
         lock = self._store.locked() if self._store else contextlib.nullcontext()
         with lock, kept_interrupt() as self._check_interrupt:
@@ -221,7 +227,9 @@ class Experiment:
                 raise
             progress.stop()
             self._write_pages()
-        return self.result()
+            result = self.result()
+            self._writes.finish(result)
+        return result
 
     def _run_seed(self, seed: int, progress: Progress) -> None:
         """All trials of a seed, then all its runs, as batches of jobs."""
@@ -274,6 +282,7 @@ class Experiment:
                 progress,
                 job=self._job,
                 events=self._events,
+                lost=self._writes.lost,
                 save=self._save,
                 check_interrupt=self._check_interrupt,
             )
@@ -357,26 +366,33 @@ class Experiment:
         """The record as it will be read again, saved where there is a directory."""
         plain: dict[str, Any] = finite(record)
         if self._store is not None:
-            self._store.save(task.name, plain)
+            save = functools.partial(self._store.save, task.name, plain)
+            self._writes.do(f"the record of {task.name}", save)
         return plain
 
     def _write_json(self) -> None:
         if self.plan.directory is not None:
-            write_json(self.plan.directory / "comparison.json", self.result().to_dict())
+            data, path = self.result().to_dict(), self.plan.directory
+            name = "comparison.json"
+            self._writes.do(name, functools.partial(write_json, path / name, data))
 
     def _write_markdown(self) -> None:
         if self.plan.directory is not None:
-            text = self.result().to_markdown()
-            write_text(self.plan.directory / "comparison.md", text)
+            text, path = self.result().to_markdown(), self.plan.directory
+            name = "comparison.md"
+            self._writes.do(name, functools.partial(write_text, path / name, text))
 
     def _write_pages(self) -> None:
-        folder = self.plan.directory
-        if folder is not None:
-            result = self.result()
+        if self.plan.directory is not None:
             self._write_markdown()
-            drawings = {
-                path.stem: path.read_text(encoding="utf-8")
-                for path in save_figures(result, folder)
-                if path.suffix == ".svg"
-            }
-            write_text(folder / "comparison.html", html(result, drawings))
+            self._writes.do("comparison.html", self._write_page)
+
+    def _write_page(self) -> None:
+        folder, result = self.plan.directory, self.result()
+        assert folder is not None
+        drawings = {
+            path.stem: path.read_text(encoding="utf-8")
+            for path in save_figures(result, folder)
+            if path.suffix == ".svg"
+        }
+        write_text(folder / "comparison.html", html(result, drawings))

@@ -22,6 +22,23 @@ class DataWarning(UserWarning):
     """Something about the data that will spoil a training; the message is one line."""
 
 
+class RecordWarning(UserWarning):
+    """A record of a training is damaged, or not written yet; one line."""
+
+
+class WriteError(OSError):
+    """Everything was computed, and not all of it could be written; one line.
+
+    Args:
+        message: What, why, and what to do.
+        result: What was computed.
+    """
+
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name of a kind, as "arm", with the nearest one that is known."""
     names = list(known)

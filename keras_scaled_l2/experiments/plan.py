@@ -16,7 +16,7 @@ from typing import Any, Self, TypeAlias
 import keras
 import numpy as np
 
-from keras_scaled_l2.experiments import architectures
+from keras_scaled_l2.experiments import architectures, room
 from keras_scaled_l2.experiments.architectures import DEFAULT_HIDDEN, Architecture
 from keras_scaled_l2.experiments.arms import (
     DEFAULT_ARMS,
@@ -178,6 +178,8 @@ def make_plan(
     require("jinja2", "the page")
     if not isinstance(problem, Problem):
         problem = load_problem(problem)
+    if model in (None, "dense"):
+        room.check_hidden(hidden, problem)
     architecture = architectures.architecture(
         "dense" if model is None else model, problem, hidden
     )
@@ -263,14 +265,16 @@ def check_count(name: str, value: Any) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{name} {value!r}: expected a whole number of 1 or more.")
+    if value >= 2**31:
+        raise InputError(f"{name} {value}: expected a whole number below 2**31.")
     return value
 
 
 def _memory(value: Any) -> int:
     """GiB as bytes."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and 0 < value < math.inf):
-        raise InputError(f"memory {value!r}: expected GiB, a number above 0.")
+    if not (number and 0 < value < 2**31):
+        raise InputError(f"memory {value!r}: expected GiB, above 0 and below 2**31.")
     return int(value * 2**30)
 
 
@@ -374,6 +378,8 @@ def _check_plain(optimizer: keras.optimizers.Optimizer) -> None:
 
 def writable(directory: str | os.PathLike[str]) -> pathlib.Path:
     """A directory, made if it does not exist; an ``InputError`` if it takes no file."""
+    if not os.fspath(directory):
+        raise InputError("directory '': expected a name; '.' is the current folder.")
     folder = pathlib.Path(directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -324,6 +324,11 @@ def load_problem(
     """
     text = os.fspath(name_or_path)
     if text in PROBLEMS and isinstance(name_or_path, str):
+        if task is not None:
+            raise InputError(
+                f"task {task!r} for problem {text!r}: expected none, since it is known "
+                "what its labels are. Leave it out; it is for .npz files."
+            )
         source = Source(text, *named(text, data_dir))
     elif data_dir is not None:
         raise InputError(

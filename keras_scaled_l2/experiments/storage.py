@@ -12,7 +12,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from keras_scaled_l2.experiments.errors import InputError, one_line, require
+from keras_scaled_l2.experiments.errors import (
+    InputError,
+    RecordWarning,
+    one_line,
+    require,
+)
 from keras_scaled_l2.experiments.results.files import finite, read_json, write_json
 
 CONFIGURATION = "configuration.json"
@@ -20,6 +25,13 @@ RUNS = "runs"
 _FORMAT = 1
 _TEMPORARY = re.compile(r"\..+\.(json|md|html|png|svg)\.[a-z0-9_]{8}")
 """What ``files.write_bytes`` calls a file until it is whole."""
+COMPARISON, TUNING, TRANSFER = "comparison", "tuning", "transfer"
+_MARKS = {
+    COMPARISON: (CONFIGURATION, "comparison.json"),
+    TUNING: ("study.db", "tuning.json"),
+    TRANSFER: ("trainings.jsonl", "transfer.json"),
+}
+"""What is made in a directory -> files that only it writes."""
 
 
 class Store:
@@ -44,7 +56,7 @@ class Store:
         Raises:
             InputError: If another process has it.
         """
-        with lock_directory(self.directory, "comparison"):
+        with lock_directory(self.directory, COMPARISON):
             # Again, and from the file: another process may have been here meanwhile.
             self._check()
             self._sweep()
@@ -53,7 +65,14 @@ class Store:
             if path.exists():
                 # Arms that are left out this time keep their finished runs.
                 merged["arms"] = {**read_json(path)["arms"], **merged["arms"]}
-            write_json(path, merged)
+            try:
+                write_json(path, merged)
+            except OSError as error:
+                raise InputError(
+                    f"{os.fspath(path)!r} cannot be written "
+                    f"({error.strerror or error}): expected room for it. Make some, or "
+                    "give another directory."
+                ) from error
             yield
 
     def load(self, name: str) -> dict[str, Any] | None:
@@ -75,6 +94,7 @@ class Store:
             warnings.warn(
                 f"record {os.fspath(path)!r} is damaged ({one_line(error)}): it is set "
                 f"aside as {aside.name!r}, and the run is made again.",
+                RecordWarning,
                 stacklevel=2,
             )
             return None
@@ -99,6 +119,7 @@ class Store:
                     path.unlink(missing_ok=True)
 
     def _check(self) -> None:
+        check_directory(self.directory, COMPARISON)
         path = self.directory / CONFIGURATION
         where = os.fspath(self.directory)
         remedy = "Give another directory, or remove that one."
@@ -121,6 +142,27 @@ class Store:
         if found:
             raise InputError(
                 f"directory {where!r} holds another comparison: {found}. {remedy}"
+            )
+
+
+def check_directory(directory: pathlib.Path, what: str) -> None:
+    """Refuse a directory that holds what another command made.
+
+    Their folders have the same names: one would delete the other's figures and runs.
+
+    Args:
+        directory: The directory.
+        what: What is to be made there: a key of ``_MARKS``.
+
+    Raises:
+        InputError: If another command's files are there.
+    """
+    for other, names in _MARKS.items():
+        found = [name for name in names if (directory / name).exists()]
+        if found and other != what:
+            raise InputError(
+                f"directory {os.fspath(directory)!r} holds {found[0]}, which is of a "
+                f"{other}: expected one for this {what} alone. Give another directory."
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -98,11 +99,13 @@ class TaskTraining(Watch):
         *,
         job: Callable[[Shared, Task, Hyperparameters], Job],
         events: Callable[[Task], pathlib.Path | None],
+        lost: Callable[[str, OSError], None],
         save: Callable[[Task, dict[str, Any]], dict[str, Any]],
         check_interrupt: Callable[[], None],
     ) -> None:
         self._engine, self._shared = engine, shared
         self._folder, self._save, self._check = events, save, check_interrupt
+        self._lost = lost
         self._pairs, self._progress = pairs, progress
         self._jobs = [job(shared, task, setting) for task, setting in pairs]
         self._events: dict[int, runs.RunEvents] = {}
@@ -132,19 +135,21 @@ class TaskTraining(Watch):
         folder = None if task.trial is not None else self._folder(task)
         if folder is not None and self._start is not None:
             job = self._jobs[place]
-            self._events[place] = runs.RunEvents(
-                folder,
-                job,
-                start_penalty=runs.starting_penalty(job, self._start),
-                engine=self._engine,
-                hparams=_hparams(task, setting, job.coefficients),
-            )
+            with self._writing(place):
+                self._events[place] = runs.RunEvents(
+                    folder,
+                    job,
+                    start_penalty=runs.starting_penalty(job, self._start),
+                    engine=self._engine,
+                    hparams=_hparams(task, setting, job.coefficients),
+                )
 
     def epoch(self, place: int, curves: Curves, norms: Norms) -> None:
         """Tells the progress, and writes the curves."""
         self._check()
         if place in self._events:
-            self._events[place].epoch(place, curves, norms)
+            with self._writing(place):
+                self._events[place].epoch(place, curves, norms)
         logs = {name: values[-1] for name, values in curves.items()}
         task, _ = self._pairs[place]
         self._progress.epoch(task.arm.name, task.seed, logs)
@@ -157,9 +162,23 @@ class TaskTraining(Watch):
         job, engine = self._jobs[place], self._engine
         record = runs.record(job, setting, self._start, trained, engine)
         if place in self._events:
-            self._events[place].test(record.test, trained.steps)
-            self._events.pop(place).close()
+            with self._writing(place):
+                self._events[place].test(record.test, trained.steps)
+                self._events.pop(place).close()
         return record.to_dict()
+
+    @contextlib.contextmanager
+    def _writing(self, place: int) -> Iterator[None]:
+        """Leave the rest of a run's curves out if they cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            broken = self._events.pop(place, None)
+            if broken is not None:
+                with contextlib.suppress(OSError):  # said below
+                    broken.close()
+            task, _ = self._pairs[place]
+            self._lost(f"tensorboard/{task.arm.name}/seed-{task.seed}", error)
 
 
 def kind_of(arm: ArmRecord) -> tuple[bool, bool]:

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from keras_scaled_l2.experiments import architectures
 from keras_scaled_l2.experiments.engine import Engine, make_engine
-from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.families import Family
 from keras_scaled_l2.experiments.jobs import Job, Trained
+from keras_scaled_l2.experiments.journal import Journal
 from keras_scaled_l2.experiments.plane import Plane, Point, half_decades, next_points
 from keras_scaled_l2.experiments.problems import Problem
-from keras_scaled_l2.experiments.results.files import finite, write_json, write_text
+from keras_scaled_l2.experiments.results.files import write_json, write_text
 from keras_scaled_l2.experiments.results.transferring import TransferResult
 from keras_scaled_l2.experiments.runs import validation_score
-from keras_scaled_l2.experiments.storage import lock_directory
-from keras_scaled_l2.experiments.transfer_lines import Key, Line
+from keras_scaled_l2.experiments.storage import TRANSFER, lock_directory
+from keras_scaled_l2.experiments.transfer_lines import Line
 from keras_scaled_l2.experiments.transfer_plan import TransferPlan, make_transfer_plan
 from keras_scaled_l2.experiments.transfer_result import (
-    Records,
     best_places,
     make_result,
     points_of,
 )
 from keras_scaled_l2.experiments.tuner import Say, print_line, say_nothing
+from keras_scaled_l2.experiments.writes import Writes
 from keras_scaled_l2.interrupts import kept_interrupt
 
 
@@ -84,6 +82,8 @@ def transfer(
     Raises:
         InputError: Before any training, if something that was asked for cannot be
             done, or the directory holds a transfer of another configuration.
+        WriteError: At the end, if not everything could be written, as on a full disk;
+            its ``result`` is the result.
 
     Example:
         ``print(transfer(problem="digits", sizes=(2000, 8000)).table())``
@@ -102,20 +102,28 @@ def transfer(
         directory=directory,
     )
     say: Say = print_line if progress else say_nothing
-    with lock_directory(plan.directory, "transfer"), kept_interrupt() as check:
-        result = _Transfer(plan, say, check).run()
-    if plan.directory is not None:
-        write_json(plan.directory / "transfer.json", result.to_dict())
-        write_text(plan.directory / "transfer.md", result.to_markdown())
+    with lock_directory(plan.directory, TRANSFER), kept_interrupt() as check:
+        writes = Writes(plan.directory)
+        result = _Transfer(plan, say, check, writes).run()
+        folder = plan.directory
+        if folder is not None:
+            data, text = result.to_dict(), result.to_markdown()
+            writes.do(
+                "transfer.json", lambda: write_json(folder / "transfer.json", data)
+            )
+            writes.do("transfer.md", lambda: write_text(folder / "transfer.md", text))
+        writes.finish(result)
     return result
 
 
 class _Transfer:
     """A plan that only needs to be trained."""
 
-    def __init__(self, plan: TransferPlan, say: Say, check: Callable[[], None]) -> None:
+    def __init__(
+        self, plan: TransferPlan, say: Say, check: Callable[[], None], writes: Writes
+    ) -> None:
         self.plan, self._say, self._check = plan, say, check
-        self._journal = _Journal(plan)
+        self._journal = Journal(plan, writes)
 
     def run(self) -> TransferResult:
         """Train what is not finished yet; the smallest size chooses the strengths."""
@@ -191,47 +199,3 @@ def _record(trained: Trained) -> dict[str, Any]:
         "best_epoch": trained.best_epoch,
         "steps": trained.steps,
     }
-
-
-class _Journal:
-    """Trainings by size, a line of a file for each: what is written stays."""
-
-    def __init__(self, plan: TransferPlan) -> None:
-        self._records: list[Records] = [{} for _ in plan.plans]
-        self._path: pathlib.Path | None = None
-        if plan.directory is not None:
-            self._path = plan.directory / "trainings.jsonl"
-            self._read(plan)
-
-    def of(self, size: int) -> Records:
-        """The trainings of a size."""
-        return self._records[size]
-
-    def add(self, size: int, key: Key, seed: int, record: dict[str, Any]) -> None:
-        """Note a training."""
-        self._records[size][key, seed] = record
-        if self._path is not None:
-            line = json.dumps(finite([size, key, seed, record]))
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(f"{line}\n")
-
-    def _read(self, plan: TransferPlan) -> None:
-        assert self._path is not None
-        wanted = json.loads(json.dumps(finite(plan.configuration())))
-        if not self._path.exists():
-            write_text(self._path, json.dumps(wanted) + "\n")
-            return
-        text = self._path.read_text(encoding="utf-8")
-        head, *lines = text.split("\n")
-        if json.loads(head) != wanted:
-            raise InputError(
-                f"directory {os.fspath(self._path.parent)!r} holds a transfer of "
-                "another configuration: expected the same call. Give another "
-                "directory, or delete it."
-            )
-        if lines[-1]:
-            # Killed while it wrote.
-            write_text(self._path, text.removesuffix(lines[-1]))
-        for line in lines[:-1]:
-            size, (kind, place, rate), seed, record = json.loads(line)
-            self._records[size][(kind, place, rate), seed] = record

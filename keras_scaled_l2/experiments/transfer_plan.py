@@ -15,6 +15,7 @@ from keras_scaled_l2.experiments.plan import Plan, make_plan, writable
 from keras_scaled_l2.experiments.plane import RATE_BOUNDS, RATES, Plane
 from keras_scaled_l2.experiments.problems import Problem, load_problem
 from keras_scaled_l2.experiments.search import Place
+from keras_scaled_l2.experiments.storage import TRANSFER, check_directory
 from keras_scaled_l2.experiments.transfer_lines import (
     BOUNDS,
     OWN,
@@ -162,6 +163,8 @@ def make_transfer_plan(
         plans=plans,
         directory=None if directory is None else writable(directory),
     )
+    if plan.directory is not None:
+        check_directory(plan.directory, TRANSFER)
     for rule in plan.lines:
         # A rule that does not fit comes to light here.
         plan.line(rule, len(plans) - 1)

@@ -71,6 +71,8 @@ class Trials:
                 with self._quiet():
                     self._open(storage, name)
                 break
+            except InputError:
+                raise
             except Exception as error:
                 # Whatever a database or its driver may raise; of workers that start
                 # together all but one may find its tables half made.
@@ -92,6 +94,14 @@ class Trials:
             heartbeat_interval=HEARTBEAT if self._shared else None,
             grace_period=GRACE if self._shared else None,
         )
+        names = [study.study_name for study in self._storage.get_all_studies()]
+        if not self._shared and names and name not in names:
+            # Nobody would find back to it once this one had written its pages.
+            raise InputError(
+                f"storage {_without_password(storage)!r} holds the tuning {names[0]!r} "
+                f"(problem, rule and method): expected {name!r}. Give another "
+                "directory."
+            )
         self._study = self._optuna.create_study(
             storage=self._storage,
             study_name=name,

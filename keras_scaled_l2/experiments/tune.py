@@ -116,6 +116,8 @@ def tune(
             raise unknown("rule", rule, RULES)
         penalty = rule.removesuffix(f"+{DROPOUT}")
         below = None if directory is None else os.path.join(directory, DROPOUT)
+        # What is wrong with the second tuning is said before the first is trained.
+        make_tuning_plan(**arguments | {"rule": penalty, "rate": 0.5})
         alone = {"rule": DROPOUT, "grid": None, "directory": below}
         rate = _run(say, arguments | alone).best["strength"] or 0.0
         say(f"dropout rate {rate:g}: now {penalty}")

@@ -26,7 +26,7 @@ from keras_scaled_l2.experiments.search import (
     lacking,
     next_jobs,
 )
-from keras_scaled_l2.experiments.storage import lock_directory
+from keras_scaled_l2.experiments.storage import TUNING, lock_directory
 from keras_scaled_l2.experiments.trials import EVIDENCE, Key, Trials
 from keras_scaled_l2.experiments.tuning_jobs import (
     apart,
@@ -68,7 +68,7 @@ class Tuner:
         """Train what is not finished yet, and write what was found."""
         plan = self.plan
         own = None if self._shared else plan.directory
-        with lock_directory(own, "tuning"), kept_interrupt() as check:
+        with lock_directory(own, TUNING), kept_interrupt() as check:
             self._trials = self._open()
             try:
                 if not self._shared:

@@ -203,7 +203,9 @@ def _row(kind: str, cells: Iterable[str]) -> str:
 
 def write_events(result: TuningResult, folder: pathlib.Path) -> None:
     """A run for each training, for TensorBoard's HPARAMS page."""
-    shutil.rmtree(folder, ignore_errors=True)
+    # Those of this tuning, and nothing else that lies there.
+    for old in folder.glob("strength-*/seed-*-fold-*"):
+        shutil.rmtree(old, ignore_errors=True)
     for point in result.points:
         for job in point.jobs:
             name = f"strength-{point.strength:g}/seed-{job.seed}-fold-{job.fold}"

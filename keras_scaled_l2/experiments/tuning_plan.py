@@ -28,8 +28,10 @@ from keras_scaled_l2.experiments.plan import (
 )
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.experiments.results.curve import Block
+from keras_scaled_l2.experiments.results.files import read_json
 from keras_scaled_l2.experiments.results.tuning import CRITERIA
 from keras_scaled_l2.experiments.search import Space
+from keras_scaled_l2.experiments.storage import TUNING, check_directory, differences
 from keras_scaled_l2.regularizers import EvidenceL2
 from keras_scaled_l2.rule import Rule
 
@@ -150,6 +152,11 @@ def make_tuning_plan(
         raise unknown("method", str(method), METHODS)
     if criterion not in CRITERIA:
         raise unknown("criterion", str(criterion), CRITERIA)
+    if folds is not None and method != "kfold":
+        raise InputError(
+            f"folds {folds!r} and method {method!r}: expected none of them, since it "
+            "has none. Leave folds out, or use method 'kfold'."
+        )
     folds = check_count("folds", DEFAULT_FOLDS if folds is None else folds)
     check_count("workers", workers)
     values = None if grid is None else _grid(grid, rule)
@@ -181,6 +188,8 @@ def make_tuning_plan(
         workers=workers,
         directory=None if directory is None else writable(directory),
     )
+    if plan.directory is not None:
+        _check_place(plan, plan.directory)
     if method == "evidence":
         follower(plan)
     if plan.axis.kind == DROPOUT or rate:
@@ -203,6 +212,32 @@ def follower(plan: TuningPlan) -> Follower:
     network = base.architecture.build(base.seeds[0])
     data = plan.data(plan.evidence_block)
     return check_following("method 'evidence'", network, rule, data, base.epochs)
+
+
+def _check_place(plan: TuningPlan, directory: pathlib.Path) -> None:
+    """Refuse a directory whose pages this tuning would write over."""
+    check_directory(directory, TUNING)
+    try:
+        old = read_json(directory / "tuning.json")
+    except InputError:
+        # None, or damaged: it is made anew from the study.
+        return
+    base = plan.base
+    new = {
+        "problem": base.problem.name,
+        "architecture": base.architecture.name,
+        "rule": plan.rule,
+        "method": plan.method,
+        "criterion": plan.criterion,
+        "epochs": base.epochs,
+        "batch_size": base.batch_size,
+    }
+    found = differences({name: old.get(name) for name in new}, new)
+    if found:
+        raise InputError(
+            f"directory {os.fspath(directory)!r} holds another tuning: {found}. Give "
+            "another directory, or remove that one."
+        )
 
 
 def check_evidence(rule: Any, grid: Any, folds: int | None) -> None:

@@ -1,0 +1,38 @@
+"""Whether a network has room in the machine's memory."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Sequence
+
+from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.problems import Problem
+
+
+def check_hidden(hidden: Sequence[int], problem: Problem) -> None:
+    """Refuse hidden layers whose weights alone are more than the machine's memory.
+
+    Each backend says so in another way, if the system does not end the process before.
+
+    Raises:
+        InputError: If they are.
+    """
+    widths = [math.prod(problem.x_train.shape[1:]), *hidden, problem.outputs]
+    weights = sum((below + 1) * above for below, above in itertools.pairwise(widths))
+    room = _memory()
+    if 4 * weights > room:
+        raise InputError(
+            f"hidden units {','.join(map(str, hidden))}: the weights take "
+            f"{4 * weights // 2**30} GiB, expected less than the {room / 2**30:.3g} "
+            "GiB of this machine. Give fewer units."
+        )
+
+
+def _memory() -> float:
+    """Bytes of the machine; without bound where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):
+        return math.inf
