@@ -15,6 +15,7 @@ from keras_scaled_l2.attaching import (
     checked_counts,
     penalized,
     warn_of_double_decay,
+    warn_of_unsaved,
 )
 from keras_scaled_l2.compiled import steps_kept
 from keras_scaled_l2.costs import remove_temporary_split
@@ -114,6 +115,7 @@ class ApplyL2(keras.callbacks.Callback):
             if self.rule is not None:
                 targets = attach_to(model, self.rule, self.where)
                 self._attached = [id(weight.variable) for weight in targets]
+                warn_of_unsaved(model, targets)
             if not penalized(model):
                 raise ValueError(
                     f"ApplyL2() has nothing to resolve: no trainable weight of "

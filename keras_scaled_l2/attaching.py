@@ -85,13 +85,16 @@ def attach(
         >>> len(attach(model, ScaledL2(1.0)))
         1
     """
-    return [weight.variable.path for weight in attach_to(model, rule, where)]
+    targets = attach_to(model, rule, where)
+    warn_of_unsaved(model, targets)
+    warn_of_double_decay(model, targets)
+    return [weight.variable.path for weight in targets]
 
 
 def attach_to(
     model: keras.Model, rule: keras.Regularizer, where: Where | None
 ) -> list[Weight]:
-    """As ``attach``; returns the weights."""
+    """As ``attach``, without its warnings; returns the weights."""
     check_is_regularizer(rule)
     check_built(model)
     selected = _selector(where)
@@ -103,8 +106,6 @@ def attach_to(
     for weight in targets:
         _set(weight, rule)
     _resolve(model, {})
-    _warn_of_unsaved(model, targets)
-    warn_of_double_decay(model, targets)
     return targets
 
 
@@ -325,7 +326,8 @@ def _uses_fan_in(weight: Weight) -> bool:
     return isinstance(rule, Rule) and "fan_in" in rule.needs
 
 
-def _warn_of_unsaved(model: keras.Model, weights: Iterable[Weight]) -> None:
+def warn_of_unsaved(model: keras.Model, weights: Iterable[Weight]) -> None:
+    """Warn of penalties that a saved file or a clone would not hold."""
     lost = unsaved(model, weights)
     if lost:
         warnings.warn(

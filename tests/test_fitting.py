@@ -459,7 +459,7 @@ def test_unbuilt_model_of_integers_is_built_for_integers():
     assert [rule.inferred_samples for _, _, rule in penalized(model)] == [10]
 
 
-class Batches(keras.utils.PyDataset):
+class Threes(keras.utils.PyDataset):
     def __len__(self):
         return 3
 
@@ -472,7 +472,7 @@ def endless():
         yield data(4)
 
 
-@pytest.mark.parametrize("made", [endless, Batches])
+@pytest.mark.parametrize("made", [endless, Threes])
 def test_unbuilt_model_is_built_of_what_the_fit_will_feed_it(made):
     model = compiled(keras.Sequential([layers.Dense(1)]))
     callbacks = [ApplyL2(SampleL2(1.0), samples=10), CostMonitor()]
