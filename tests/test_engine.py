@@ -725,7 +725,7 @@ if BACKEND == "torch":
     )
     def test_what_python_may_decide_is_not_recorded(layer):
         network = sequential((4,), L.Dense(5, "relu"), layer())
-        # Before any call: a wrapped module adds its weights to Keras's in the first one.
+        # Before any call: in the first one a wrapped module adds its weights.
         problem, initial = make_problem(), initial_weights(network)
         engine = make_engine(problem, network)
         train(engine, job(problem, initial=initial))
