@@ -95,12 +95,29 @@ def add_tune(commands: Any) -> None:
     parser.set_defaults(run=_tune)
 
 
+def _check_folds(arguments: argparse.Namespace) -> None:
+    """Refuse a number of folds where there are none.
+
+    Raises:
+        InputError: If it was given.
+    """
+    from keras_scaled_l2.experiments.errors import InputError
+
+    # What the evidence refuses has a message of its own.
+    if arguments.folds is not None and arguments.method in (None, "holdout"):
+        raise InputError(
+            f"--folds {arguments.folds} and --method holdout: expected no folds, since "
+            "it has none. Leave --folds out, or use --method kfold."
+        )
+
+
 def _tune(arguments: argparse.Namespace) -> int:
     from keras_scaled_l2.experiments.errors import InputError
     from keras_scaled_l2.experiments.tune import tune
 
     try:
         check_hidden(arguments)
+        _check_folds(arguments)
         result = tune(
             problem=data_of(arguments),
             directory=arguments.directory,

@@ -60,7 +60,7 @@ def test_tune_prints_the_table_and_every_option_reaches_it(data, tmp_path, capsy
         ("--directory=", "directory '': expected a name"),
         ("--directory= --rule l2+dropout", "directory '': expected a name"),
         ("--hidden 100000000000", "Give fewer units"),
-        ("--folds 3", "Leave folds out, or use method 'kfold'"),
+        ("--folds 3", "Leave --folds out, or use --method kfold"),
         ("--model conv", "Leave --hidden out, or use --model dense"),
         ("--problem digits --task classes", "it is for .npz files"),
         ("--method kfold --folds 50", "expected a whole number from 2 to"),

@@ -152,11 +152,6 @@ def make_tuning_plan(
         raise unknown("method", str(method), METHODS)
     if criterion not in CRITERIA:
         raise unknown("criterion", str(criterion), CRITERIA)
-    if folds is not None and method != "kfold":
-        raise InputError(
-            f"folds {folds!r} and method {method!r}: expected none of them, since it "
-            "has none. Leave folds out, or use method 'kfold'."
-        )
     folds = check_count("folds", DEFAULT_FOLDS if folds is None else folds)
     check_count("workers", workers)
     values = None if grid is None else _grid(grid, rule)
