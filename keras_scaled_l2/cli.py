@@ -25,6 +25,7 @@ from keras_scaled_l2.cli_words import (
     add_place,
     check_hidden,
     data_of,
+    errors_said,
     given,
     joined,
     names,
@@ -89,7 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NumbersError as error:
         return _say(f"error: {error}", WRONG_INPUT)
     except KeyboardInterrupt:
-        return _say("interrupted", INTERRUPTED)
+        saved = os.path.isdir(getattr(arguments, "directory", ""))
+        more = ": what is finished is saved; the same command goes on from there"
+        return _say(f"interrupted{more if saved else ''}", INTERRUPTED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -182,29 +185,22 @@ def _add_compare(commands: Any) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from keras_scaled_l2.experiments.compare import Experiment
-    from keras_scaled_l2.experiments.errors import InputError, WriteError
     from keras_scaled_l2.experiments.plan import make_plan
     from keras_scaled_l2.experiments.progress import choose
 
     experiment = None
     try:
-        _check_used(arguments)
-        problem = data_of(arguments)
-        plan = make_plan(
-            problem=problem,
-            strengths=dict(arguments.strength or []),
-            directory=arguments.directory,
-            **given(arguments, *_OPTIONS),
-        )
-        experiment = Experiment(plan)
-        experiment.command = _without_seeds(arguments.argv)
-        comparison = experiment.run(choose(not arguments.quiet))
-    except InputError as error:
-        return _say(f"error: {error}", WRONG_INPUT)
-    except WriteError as error:
-        # What was computed comes first.
-        print(error.result.table(), flush=True)
-        return _say(f"error: {error}", WRONG_INPUT)
+        with errors_said():
+            _check_used(arguments)
+            plan = make_plan(
+                problem=data_of(arguments),
+                strengths=dict(arguments.strength or []),
+                directory=arguments.directory,
+                **given(arguments, *_OPTIONS),
+            )
+            experiment = Experiment(plan)
+            experiment.command = _without_seeds(arguments.argv)
+            comparison = experiment.run(choose(not arguments.quiet))
     except KeyboardInterrupt:
         if experiment is None:
             raise

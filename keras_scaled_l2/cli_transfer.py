@@ -6,11 +6,11 @@ import argparse
 import os
 from typing import Any
 
-from keras_scaled_l2.cli_numbers import NumbersError
 from keras_scaled_l2.cli_words import (
     add_data,
     add_place,
     data_of,
+    errors_said,
     given,
     joined,
     names,
@@ -87,22 +87,15 @@ def add_transfer(commands: Any) -> None:
 
 
 def _transfer(arguments: argparse.Namespace) -> int:
-    from keras_scaled_l2.experiments.errors import InputError, WriteError
     from keras_scaled_l2.experiments.transfer import transfer
 
-    try:
+    with errors_said():
         result = transfer(
             problem=data_of(arguments),
             directory=arguments.directory,
             progress=not arguments.quiet,
             **given(arguments, *_OPTIONS),
         )
-    except InputError as error:
-        raise NumbersError(str(error)) from error
-    except WriteError as error:
-        # What was computed comes first.
-        print(error.result.table(), flush=True)
-        raise NumbersError(str(error)) from error
     print(result.table())
     print(f"\nWritten to {os.path.join(arguments.directory, 'transfer.json')}")
     return 0

@@ -6,13 +6,13 @@ import argparse
 import os
 from typing import Any
 
-from keras_scaled_l2.cli_numbers import NumbersError
 from keras_scaled_l2.cli_words import (
     add_data,
     add_memory,
     add_place,
     check_hidden,
     data_of,
+    errors_said,
     given,
     joined,
 )
@@ -112,10 +112,9 @@ def _check_folds(arguments: argparse.Namespace) -> None:
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    from keras_scaled_l2.experiments.errors import InputError
     from keras_scaled_l2.experiments.tune import tune
 
-    try:
+    with errors_said():
         check_hidden(arguments)
         _check_folds(arguments)
         result = tune(
@@ -124,8 +123,6 @@ def _tune(arguments: argparse.Namespace) -> int:
             progress=not arguments.quiet,
             **given(arguments, *_OPTIONS),
         )
-    except InputError as error:
-        raise NumbersError(str(error)) from error
     print(result.table())
     page = os.path.join(arguments.directory, "tuning.html")
     print(

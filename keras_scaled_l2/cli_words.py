@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from keras_scaled_l2.cli_numbers import NumbersError
+
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what to train on."""
@@ -87,6 +89,27 @@ def data_of(arguments: argparse.Namespace) -> Any:
         label_noise=arguments.label_noise,
         data_dir=arguments.data_dir,
     )
+
+
+@contextlib.contextmanager
+def errors_said() -> Iterator[None]:
+    """Hand an error of the experiments to the command, which says it in one line.
+
+    Of what could not be written the table is printed first.
+
+    Raises:
+        NumbersError: If there was one.
+    """
+    from keras_scaled_l2.experiments.errors import InputError, WriteError
+
+    try:
+        yield
+    except InputError as error:
+        raise NumbersError(str(error)) from error
+    except WriteError as error:
+        if error.result is not None:
+            print(error.result.table(), flush=True)
+        raise NumbersError(str(error)) from error
 
 
 @contextlib.contextmanager

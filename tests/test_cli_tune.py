@@ -50,6 +50,24 @@ def test_tune_prints_the_table_and_every_option_reaches_it(data, tmp_path, capsy
     assert saved == expected
 
 
+@pytest.mark.parametrize("command", ["tune", "transfer"])
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    command, data, tmp_path, monkeypatch, capsys
+):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "train", interrupted)
+    words = ["--problem", data, "--quiet", "--directory", str(tmp_path / "out")]
+    words += ["--sizes", "30,300"] if command == "transfer" else ["--hidden", "4"]
+    assert cli.main([command, *words]) == cli.INTERRUPTED
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("keras-scaled-l2: interrupted: ")
+    assert line.endswith("the same command goes on from there")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -24,6 +24,14 @@ def own_softmax(x):
     return ops.softmax(x)
 
 
+def own_sigmoid(x):
+    return ops.sigmoid(x)
+
+
+def own_relu(x):
+    return ops.relu(x)
+
+
 class Named(L.Layer):
     def call(self, x):
         return ops.softmax(x)
@@ -142,6 +150,15 @@ LOGITS = {
             + 1 / 6
         )
     ),
+    # Each between 0 and 1 by chance.
+    "relu": lambda: functional(
+        L.Dense(
+            3,
+            own_relu,
+            kernel_initializer="zeros",
+            bias_initializer=keras.initializers.Constant(0.4),
+        )
+    ),
     "binary": lambda: functional(L.Dense(1)),
     "binary gate": lambda: Subclassed(1, None, first="sigmoid"),
     # Between 0 and 1 by chance.
@@ -163,11 +180,14 @@ def test_sigmoid_for_each_class_is_refused_where_the_network_ends_in_it():
     for make in (
         lambda: functional(lambda x: linear32(L.Dense(3, "sigmoid")(x))),
         lambda: Assigned(3),
+        # By another name.
+        lambda: functional(L.Dense(3, own_sigmoid)),
+        lambda: functional(lambda x: 1 / (1 + ops.exp(-L.Dense(3)(x)))),
     ):
         with pytest.raises(InputError, match="a sigmoid for each class"):
             compare(make, problem(3), ["none"], **options)
-    gate = LOGITS["gate"]
-    assert compare(gate, problem(3), ["none"], **options)["none"].runs
+    for name in ("gate", "relu"):
+        assert compare(LOGITS[name], problem(3), ["none"], **options)["none"].runs
 
 
 class Assigned(Subclassed):

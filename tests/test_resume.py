@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -545,41 +546,47 @@ def test_failed_write_loses_no_finished_run(tmp_path, monkeypatch):
     assert before.items() <= content(tmp_path / "runs").items()
 
 
-LIMITED = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
-from keras_scaled_l2 import cli
-sys.exit(cli.main(sys.argv[2:]))
-"""
+@contextlib.contextmanager
+def room(size):
+    """No file can grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("name", ["compare", "transfer"])
-def test_full_disk_is_one_line_after_the_table(name, tmp_path):
-    words = command(tmp_path, "--seeds", "1", "--directory", str(tmp_path / "full"))
-    least = 3000
-    if name == "transfer":
-        words = ["transfer", *words[1:3], "--sizes", "30,300", "--seeds", "2"]
-        words += ["--epochs", "1", "--rules", "l2", "--quiet"]
-        words += ["--directory", str(tmp_path / "full")]
-        least = 6000
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(least), *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "KERAS_BACKEND": keras.config.backend()},
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    first, last = done.stderr.splitlines()
-    assert first.startswith("keras-scaled-l2: warning: ")
+@pytest.mark.parametrize(
+    ("name", "least", "more"),
+    [
+        ("compare", 3000, "--seeds 1 --hidden 4 --arms none,l2"),
+        ("transfer", 6000, "--seeds 2 --sizes 30,300 --rules l2"),
+        # The pages of a tuning are smaller than its study.
+        ("tune", 120_000, "--seeds 20 --hidden 4 --grid 0,0.1,0.2"),
+    ],
+)
+def test_full_disk_is_one_line_after_the_table(name, least, more, tmp_path, capsys):
+    folder = tmp_path / "full"
+    np.savez(tmp_path / "tiny.npz", **arrays())
+    words = [name, "--problem", str(tmp_path / "tiny.npz"), "--epochs", "1"]
+    words += [*more.split(), "--quiet", "--directory", str(folder)]
+    with room(least):
+        assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    *warned, last = err.splitlines()
     assert "the same command goes on" in last
-    assert "95 %" in done.stdout
+    if name == "tune":
+        # A study that cannot be written ends the search: there is no table yet.
+        assert (out, warned) == ("", [])
+    else:
+        assert "95 %" in out
+        assert [w.startswith("keras-scaled-l2: warning: ") for w in warned] == [True]
     if name == "transfer":
-        assert (tmp_path / "full" / "trainings.jsonl").read_text().endswith("\n")
+        assert (folder / "trainings.jsonl").read_text().endswith("\n")
     assert cli.main(words) == 0
+    assert "95 %" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("no_figures")

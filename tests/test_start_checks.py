@@ -127,6 +127,18 @@ def test_guessing_has_the_entropy_of_the_classes_and_the_variance_of_targets():
     assert _guess(data) == pytest.approx(np.var(data.y_train), rel=1e-6)
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_float16_is_refused_since_nothing_scales_its_loss(policy):
+    inputs = keras.Input((6, 6, 1))
+    x = L.Dense(4, "relu", dtype=policy, name="half")(L.Flatten()(inputs))
+    model = keras.Model(inputs, L.Dense(3)(x))
+    if policy == "mixed_bfloat16":
+        check_start(model, problem(standardize=True))
+        return
+    with pytest.raises(InputError, match=r"layer 'half'.*float16.*mixed_bfloat16"):
+        check_start(model, problem(standardize=True))
+
+
 def test_network_is_left_as_it_was():
     model = network(L.BatchNormalization(), L.Dropout(0.5))
     before = [np.array(keras.ops.convert_to_numpy(v.value)) for v in model.variables]

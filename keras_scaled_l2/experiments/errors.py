@@ -27,14 +27,14 @@ class RecordWarning(UserWarning):
 
 
 class WriteError(OSError):
-    """Everything was computed, and not all of it could be written; one line.
+    """What was computed could not be written; one line.
 
     Args:
         message: What, why, and what to do.
-        result: What was computed.
+        result: What was computed, all of it; ``None`` where the work stopped.
     """
 
-    def __init__(self, message: str, result: Any) -> None:
+    def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message)
         self.result = result
 

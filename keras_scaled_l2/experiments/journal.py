@@ -10,7 +10,12 @@ import warnings
 from typing import Any
 
 from keras_scaled_l2.experiments.errors import InputError, RecordWarning, one_line
-from keras_scaled_l2.experiments.results.files import finite, write_bytes, write_text
+from keras_scaled_l2.experiments.results.files import (
+    finite,
+    must_be_written,
+    write_bytes,
+    write_text,
+)
 from keras_scaled_l2.experiments.transfer_lines import Key
 from keras_scaled_l2.experiments.transfer_plan import TransferPlan
 from keras_scaled_l2.experiments.transfer_result import Records
@@ -64,14 +69,8 @@ class Journal:
     def _read(self, path: pathlib.Path) -> None:
         wanted = json.loads(json.dumps(finite(self._plan.configuration())))
         if not path.exists():
-            try:
+            with must_be_written(path):
                 write_text(path, json.dumps(wanted) + "\n")
-            except OSError as error:
-                raise InputError(
-                    f"{os.fspath(path)!r} cannot be written "
-                    f"({error.strerror or error}): expected room for it. Make some, or "
-                    "give another directory."
-                ) from error
             return
         content = path.read_bytes()
         head, *lines = content.decode(errors="replace").split("\n")

@@ -9,7 +9,7 @@ import keras
 
 from keras_scaled_l2.curvature import given_loss, loss_of
 from keras_scaled_l2.experiments.errors import DataWarning, InputError
-from keras_scaled_l2.experiments.outputs import ends_in
+from keras_scaled_l2.experiments.outputs import ends_in, gives_probability_per_class
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.validation import keras_2_remedy
 
@@ -78,7 +78,10 @@ def _check_activation(model: keras.Model, problem: Problem) -> None:
     if problem.task == "regression":
         return
     several = tuple(getattr(model, "output_shape", (None, problem.outputs)))[1] != 1
-    if several and ends_in(model, "sigmoid", problem):
+    if several and (
+        ends_in(model, "sigmoid", problem)
+        or gives_probability_per_class(model, problem)
+    ):
         raise InputError(
             f"model {model.name!r} ends in a sigmoid for each class of problem "
             f"{problem.name!r}, which do not sum to 1: expected one label per example, "

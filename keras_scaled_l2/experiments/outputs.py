@@ -54,6 +54,19 @@ def gives_probabilities(model: keras.Model, problem: Problem) -> bool:
     return _within(drawn) and bool(drawn.min() < 0.5 < drawn.max())
 
 
+def gives_probability_per_class(model: keras.Model, problem: Problem) -> bool:
+    """Whether each of several outputs is a probability and they do not sum to 1.
+
+    So does a sigmoid of any name; a ReLU may by chance, but not with other weights.
+    """
+    x = problem.x_train[:EXAMPLES]
+    found = network_outputs(model, x).reshape(len(x), -1)
+    if found.shape[1] == 1 or not _within(found) or _sums_to_one(found):
+        return False
+    drawn = np.concatenate([found, *_drawn(model, x)])
+    return _within(drawn) and bool(drawn.min() < 0.5 < drawn.max())
+
+
 def ends_in(model: keras.Model, activation: str, problem: Problem) -> bool:
     """Whether a network ends in a softmax or sigmoid, by its name and by its outputs.
 

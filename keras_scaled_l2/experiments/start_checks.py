@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_scaled_l2 import _keras
 from keras_scaled_l2.experiments.errors import DataWarning, InputError
 from keras_scaled_l2.experiments.outputs import (
     gives_probabilities,
@@ -27,9 +28,10 @@ def check_start(network: keras.Model, problem: Problem) -> None:
     """Look at the data loss before the first step, as the training will meet it.
 
     Raises:
-        InputError: If the network cannot be called on the examples, or its loss is not
-            finite.
+        InputError: If the network cannot be called on the examples, its loss is not
+            finite, or it computes in float16.
     """
+    _check_precision(network)
     x, y = problem.x_train[:EXAMPLES], problem.y_train[:EXAMPLES]
     # In training, where a BatchNormalization scales by the batch.
     outputs = network_outputs(network, x, training=True)
@@ -56,6 +58,17 @@ def check_start(network: keras.Model, problem: Problem) -> None:
             DataWarning,
             stacklevel=3,
         )
+
+
+def _check_precision(network: keras.Model) -> None:
+    """Refuse float16, for which ``fit`` would scale the loss."""
+    for layer in _keras.layers_within(network):
+        if layer.compute_dtype == "float16":
+            raise InputError(
+                f"layer {layer.name!r} of model {network.name!r} computes in float16, "
+                "where small gradients are 0 unless the loss is scaled, which "
+                "experiments do not: expected float32 or mixed_bfloat16."
+            )
 
 
 def _remedy(problem: Problem) -> str:

@@ -18,7 +18,12 @@ from keras_scaled_l2.experiments.errors import (
     one_line,
     require,
 )
-from keras_scaled_l2.experiments.results.files import finite, read_json, write_json
+from keras_scaled_l2.experiments.results.files import (
+    finite,
+    must_be_written,
+    read_json,
+    write_json,
+)
 
 CONFIGURATION = "configuration.json"
 RUNS = "runs"
@@ -65,14 +70,8 @@ class Store:
             if path.exists():
                 # Arms that are left out this time keep their finished runs.
                 merged["arms"] = {**read_json(path)["arms"], **merged["arms"]}
-            try:
+            with must_be_written(path):
                 write_json(path, merged)
-            except OSError as error:
-                raise InputError(
-                    f"{os.fspath(path)!r} cannot be written "
-                    f"({error.strerror or error}): expected room for it. Make some, or "
-                    "give another directory."
-                ) from error
             yield
 
     def load(self, name: str) -> dict[str, Any] | None:

@@ -19,7 +19,12 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from keras_scaled_l2.experiments.errors import InputError, one_line, require
+from keras_scaled_l2.experiments.errors import (
+    InputError,
+    WriteError,
+    one_line,
+    require,
+)
 from keras_scaled_l2.experiments.results.files import finite
 from keras_scaled_l2.experiments.storage import differences
 
@@ -65,7 +70,7 @@ class Trials:
     ) -> None:
         self._optuna = require("optuna", "a tuning")
         self._states = self._optuna.trial.TrialState
-        self._shared = shared
+        self._shared, self._url = shared, storage
         for attempt in range(ATTEMPTS if shared else 1):
             try:
                 with self._quiet():
@@ -195,6 +200,26 @@ class Trials:
             )
         if self._beats is not None:
             self._beats.end(number)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """While the study is worked on: its database may be full, or go away.
+
+        Raises:
+            WriteError: If it does; what was written before stays.
+        """
+        sqlalchemy = require("sqlalchemy", "a tuning")
+        optuna = self._optuna.exceptions
+        try:
+            yield
+        except (optuna.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+            # Optuna's own message guesses at the cause.
+            reason = _first_line(error.__cause__ or error)
+            raise WriteError(
+                f"storage {_without_password(self._url)!r} cannot be written "
+                f"({reason}): expected room, and a database that answers. What it "
+                "holds stays: the same command goes on from there."
+            ) from error
 
     def close(self) -> None:
         """Close the connections, and give up what was taken and not finished."""

@@ -84,6 +84,8 @@ def tune(
     Raises:
         InputError: Before any training, if something that was asked for cannot be
             done, or the study is of another configuration.
+        WriteError: If the study cannot be written, as on a full disk, or at the end
+            the pages cannot; its ``result`` is then the tuning.
 
     Example:
         ``print(tune(problem="digits", hidden=(32,)).table())``

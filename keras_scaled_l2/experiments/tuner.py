@@ -40,6 +40,7 @@ from keras_scaled_l2.experiments.tuning_plan import (
     TuningPlan,
 )
 from keras_scaled_l2.experiments.workers import AT_ONCE, Workers
+from keras_scaled_l2.experiments.writes import Writes
 from keras_scaled_l2.interrupts import kept_interrupt
 
 Say = Callable[[str], None]
@@ -65,20 +66,29 @@ class Tuner:
         self._trials: Trials
 
     def run(self) -> TuningResult:
-        """Train what is not finished yet, and write what was found."""
+        """Train what is not finished yet, and write what was found.
+
+        Raises:
+            InputError: If another process tunes in the directory.
+            WriteError: If the study or the pages cannot be written.
+        """
         plan = self.plan
         own = None if self._shared else plan.directory
         with lock_directory(own, TUNING), kept_interrupt() as check:
             self._trials = self._open()
             try:
-                if not self._shared:
-                    self._trials.requeue_running()
-                self._train_rounds(check)
-                result = self.result(self._trials.finished())
+                with self._trials.writing():
+                    if not self._shared:
+                        self._trials.requeue_running()
+                    self._train_rounds(check)
+                    result = self.result(self._trials.finished())
             finally:
                 self._trials.close()
-            if plan.directory is not None:
-                write_pages(result, plan.directory)
+            folder = plan.directory
+            if folder is not None:
+                writes = Writes(folder)
+                writes.do("the pages", lambda: write_pages(result, folder))
+                writes.finish(result)
         return result
 
     def result(self, finished: Mapping[Key, Mapping[str, Any]]) -> TuningResult:

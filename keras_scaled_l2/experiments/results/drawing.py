@@ -191,6 +191,9 @@ def log(axes: Any, axis: str, values: Iterable[float]) -> None:
     positive = [value for value in values if 0 < value < math.inf]
     narrow = max(positive) / min(positive) < 100
     axes.set(**{f"{axis}scale": "log"})
+    if min(positive) == max(positive):
+        # Matplotlib would warn of an axis without extent, and make one.
+        axes.set(**{f"{axis}lim": (positive[0] / 3, positive[0] * 3)})
     ticks = getattr(axes, f"{axis}axis")
     ticks.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if narrow else (1,)))
     ticks.set_major_formatter(ticker.FormatStrFormatter("%g"))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from keras_scaled_l2.experiments.errors import InputError
@@ -57,6 +58,22 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def must_be_written(path: pathlib.Path) -> Iterator[None]:
+    """For the first file of a directory, while nothing is trained yet.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{os.fspath(path)!r} cannot be written ({error.strerror or error}): "
+            "expected room for it. Make some, or give another directory."
+        ) from error
 
 
 def finite(value: Any) -> Any:
