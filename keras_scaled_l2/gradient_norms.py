@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import collections
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -363,12 +363,13 @@ def _is_quadratic(variable: keras.Variable) -> bool:
 
 def _unique_paths(variables: Sequence[keras.Variable]) -> list[str]:
     """Paths of variables; layers of the same name get a number."""
-    seen: collections.Counter[str] = collections.Counter()
-    paths = []
+    own = {variable.path for variable in variables}
+    paths: dict[str, None] = {}
     for path in (variable.path for variable in variables):
-        paths.append(f"{path}_{seen[path]}" if seen[path] else path)
-        seen[path] += 1
-    return paths
+        numbered = (f"{path}_{number}" for number in itertools.count(1))
+        free = (name for name in numbered if name not in own and name not in paths)
+        paths[path if path not in paths else next(free)] = None
+    return list(paths)
 
 
 def _coefficient(regularizer: Any, variable: keras.Variable) -> Any:
