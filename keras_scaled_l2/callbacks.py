@@ -72,7 +72,8 @@ class CostMonitor(keras.callbacks.Callback):
             penalty first; ``None`` for all.
 
     Raises:
-        ValueError: If an argument is outside its range.
+        TypeError: If ``log_dir`` is no path.
+        ValueError: If another argument is outside its range.
         OSError: When training starts, if ``log_dir`` cannot be written. A disk that
             fails later gives one warning, and training goes on.
 
@@ -98,6 +99,11 @@ class CostMonitor(keras.callbacks.Callback):
         if isinstance(update_freq, str) and update_freq != "epoch":
             raise ValueError(
                 f"update_freq={update_freq!r}: expected 'epoch' or a number of steps."
+            )
+        if not isinstance(log_dir, (str, os.PathLike, type(None))):
+            raise TypeError(
+                f"log_dir={log_dir!r} is of type {type(log_dir).__name__}: expected a "
+                "directory for event files (a str or a path), or None for none."
             )
         self.log_dir = None if log_dir is None else os.fspath(log_dir)
         self.update_freq = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import collections
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from keras import ops
 from keras_scaled_l2 import _keras
 from keras_scaled_l2.compiled import key_of, same_key
 from keras_scaled_l2.costs import CostSplit, split_cost
+from keras_scaled_l2.fitting import callbacks_of_running_fit
 from keras_scaled_l2.gradients import (
     Tensor,
     data_summand,
@@ -120,6 +121,7 @@ class GradientMeasurement:
         self._split = split
         self._key = key_of(model)
         self._watchers: dict[Watcher, None] = {}
+        self._company: list[Any] = []
         self._measuring = False
         reassigned = _reassigned(model)
         self._weights = [
@@ -148,6 +150,7 @@ class GradientMeasurement:
         model = self._model
         self.fit = fit
         self._watchers = {}
+        self._company = callbacks_of_running_fit(model)
         self.read_coefficients()
         self._before = model.train_function
         _keras.add_metric(model, self._metric)
@@ -192,7 +195,7 @@ class GradientMeasurement:
         if self.in_use:
             model.train_function = self._before
         self._before = None
-        self._watchers = {}
+        self._watchers, self._company = {}, []
 
     def _switch(self) -> Callable[..., Any]:
         """A train function that measures the calls that are due, and no others.
@@ -205,7 +208,7 @@ class GradientMeasurement:
         def train_function(*arguments: Any) -> Any:
             # A list: every watcher counts the calls, also those that others ask for.
             done = [done for due, done in self._watchers if due()]
-            if not done:
+            if not done or self._is_left_over():
                 return plain(*arguments)
             self._measuring = True
             try:
@@ -218,6 +221,14 @@ class GradientMeasurement:
             return result
 
         return train_function
+
+    def _is_left_over(self) -> bool:
+        """Whether the fit broke off that its watchers count the steps of.
+
+        Keras gives each fit a ``History`` of its own.
+        """
+        running = callbacks_of_running_fit(self._model)
+        return [*map(id, running)] != [*map(id, self._company)]
 
     def _record_costs(
         self, data: Tensor, penalty: Tensor, weights: Mapping[int, Tensor] | None
@@ -352,12 +363,13 @@ def _is_quadratic(variable: keras.Variable) -> bool:
 
 def _unique_paths(variables: Sequence[keras.Variable]) -> list[str]:
     """Paths of variables; layers of the same name get a number."""
-    seen: collections.Counter[str] = collections.Counter()
-    paths = []
+    own = {variable.path for variable in variables}
+    paths: dict[str, None] = {}
     for path in (variable.path for variable in variables):
-        paths.append(f"{path}_{seen[path]}" if seen[path] else path)
-        seen[path] += 1
-    return paths
+        numbered = (f"{path}_{number}" for number in itertools.count(1))
+        free = (name for name in numbered if name not in own and name not in paths)
+        paths[path if path not in paths else next(free)] = None
+    return list(paths)
 
 
 def _coefficient(regularizer: Any, variable: keras.Variable) -> Any:

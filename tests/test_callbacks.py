@@ -463,6 +463,12 @@ def test_monitor_refuses_a_bad_frequency_by_name(update_freq):
         CostMonitor(update_freq=update_freq)
 
 
+@pytest.mark.parametrize("log_dir", [5, True, b"runs"], ids=repr)
+def test_monitor_refuses_a_directory_that_is_no_path_by_name(log_dir):
+    with pytest.raises(TypeError, match=r"^log_dir=.* expected a directory"):
+        CostMonitor(log_dir)
+
+
 def test_monitor_whose_directory_cannot_be_made_stops_before_training(tmp_path):
     x, y = data()
     (tmp_path / "file").write_text("not a directory")

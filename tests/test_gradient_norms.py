@@ -265,6 +265,38 @@ def test_weights_of_one_path_are_told_apart():
     assert found == pytest.approx(expected, rel=1e-6)
 
 
+class Pair(layers.Layer):
+    """Two weights, of which one has the name that a second of the other would get."""
+
+    def build(self, shape):
+        for name in ("w_1", "w"):
+            self.add_weight(shape=(4, 4), name=name, regularizer=ScaledL2(0.1))
+
+    def call(self, x):
+        return ops.matmul(ops.matmul(x, self.weights[0]), self.weights[1])
+
+
+class TwoPairs(keras.Model):
+    """Two such layers of one name."""
+
+    def __init__(self):
+        super().__init__(name="pairs")
+        self.one, self.two = Pair(name="same"), Pair(name="same")
+
+    def call(self, x):
+        return self.two(self.one(x))
+
+
+def test_number_of_a_second_path_is_one_that_no_weight_has():
+    x, y = data(BATCH)
+    model = TwoPairs()
+    model(x)
+    expected = [np.linalg.norm(w) for w in model.get_weights()]
+    [record] = watched(compiled(model, **QUICK), x, np.tile(y, 4), epochs=1)
+    found = [norms.weight for norms in record.norms.values()]
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 class Variable(Quadratic):
     """``c * sum(w**2)`` with a ``c`` that may change."""
 

@@ -328,6 +328,17 @@ def test_training_after_a_broken_one_is_right_without_a_monitor(tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_fit_after_a_broken_one_is_in_no_curve_of_its_monitor(tmp_path):
+    model, x, y = model_and_data()
+    with pytest.raises(Broken):
+        fit(model, x, y, CostMonitor(tmp_path, update_freq=1), BreakAt())
+    logged = scalars(tmp_path)
+    assert steps(logged[GRADIENT]) == [0, 1, 2, 3]
+    fit(model, x, y)
+    model.train_on_batch(x, y)
+    assert scalars(tmp_path) == logged
+
+
 def test_training_that_breaks_off_thrice_leaves_nothing_after_the_fourth(tmp_path):
     model, x, y = model_and_data()
     fit(model, x, y, epochs=1, validation_data=(x, y))
