@@ -121,7 +121,7 @@ class GradientMeasurement:
         self._split = split
         self._key = key_of(model)
         self._watchers: dict[Watcher, None] = {}
-        self._company: list[Any] = []
+        self._history: Any = None
         self._measuring = False
         reassigned = _reassigned(model)
         self._weights = [
@@ -150,7 +150,7 @@ class GradientMeasurement:
         model = self._model
         self.fit = fit
         self._watchers = {}
-        self._company = callbacks_of_running_fit(model)
+        self._history = _history_of_running_fit(model)
         self.read_coefficients()
         self._before = model.train_function
         _keras.add_metric(model, self._metric)
@@ -195,7 +195,7 @@ class GradientMeasurement:
         if self.in_use:
             model.train_function = self._before
         self._before = None
-        self._watchers, self._company = {}, []
+        self._watchers, self._history = {}, None
 
     def _switch(self) -> Callable[..., Any]:
         """A train function that measures the calls that are due, and no others.
@@ -223,12 +223,8 @@ class GradientMeasurement:
         return train_function
 
     def _is_left_over(self) -> bool:
-        """Whether the fit broke off that its watchers count the steps of.
-
-        Keras gives each fit a ``History`` of its own.
-        """
-        running = callbacks_of_running_fit(self._model)
-        return [*map(id, running)] != [*map(id, self._company)]
+        """Whether the fit broke off that its watchers count the steps of."""
+        return _history_of_running_fit(self._model) is not self._history
 
     def _record_costs(
         self, data: Tensor, penalty: Tensor, weights: Mapping[int, Tensor] | None
@@ -355,6 +351,14 @@ def _reassigned(model: keras.Model) -> set[int]:
         for v in layer.trainable_weights
         if v.regularizer is not None
     }
+
+
+def _history_of_running_fit(model: keras.Model) -> Any:
+    """The ``History`` that Keras gives each fit; ``None`` outside of one."""
+    for callback in callbacks_of_running_fit(model):
+        if isinstance(callback, keras.callbacks.History):
+            return callback
+    return None
 
 
 def _is_quadratic(variable: keras.Variable) -> bool:
