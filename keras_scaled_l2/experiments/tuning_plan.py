@@ -17,7 +17,12 @@ from keras_scaled_l2.experiments import architectures
 from keras_scaled_l2.experiments.arms import DECAY, check_rate
 from keras_scaled_l2.experiments.axis import Axis, make_axis
 from keras_scaled_l2.experiments.dropout_variant import derive
-from keras_scaled_l2.experiments.errors import InputError, one_line, unknown
+from keras_scaled_l2.experiments.errors import (
+    InputError,
+    one_line,
+    several,
+    unknown,
+)
 from keras_scaled_l2.experiments.following import Follower, check_following
 from keras_scaled_l2.experiments.plan import (
     Model,
@@ -153,7 +158,7 @@ def make_tuning_plan(
     if criterion not in CRITERIA:
         raise unknown("criterion", str(criterion), CRITERIA)
     folds = check_count("folds", DEFAULT_FOLDS if folds is None else folds)
-    check_count("workers", workers)
+    workers = check_count("workers", workers)
     values = None if grid is None else _grid(grid, rule)
     given = {name: value for name, value in options.items() if value is not None}
     if patience is None and method != "kfold":
@@ -271,7 +276,7 @@ def _call(rule: Any) -> str:
 
 def _grid(grid: Sequence[float], rule: Any) -> tuple[float, ...]:
     values = []
-    for value in grid:
+    for value in several("grid", grid, "0.01,0.02,0.04"):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (number and 0 <= value < math.inf):
             raise InputError(
