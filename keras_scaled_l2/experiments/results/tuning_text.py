@@ -14,7 +14,7 @@ from keras_scaled_l2.experiments.results.tuning_records import (
     TuningRecord,
     falls,
 )
-from keras_scaled_l2.experiments.results.words import counted
+from keras_scaled_l2.experiments.results.words import counted, places
 from keras_scaled_l2.report_text import EQUIVALENTS
 
 _CODE = {
@@ -193,20 +193,29 @@ LEGEND = (
 def cells(result: TuningRecord) -> Iterable[tuple[str, ...]]:
     """The curve as a table, its header first."""
     yield _HEADER
+    decimals = 4
+    if result.criterion == "data_loss":
+        decimals = places(p.mean for p in result.points)
     for p in result.points:
         low, high = p.coefficient
         span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-        interval = "-" if p.low is None else f"[{p.low:.4f}, {p.high:.4f}]"
+        ends = [_value(v, decimals) for v in (p.low, p.high) if v is not None]
         yield (
             _say(p.strength),
             span,
             f"{p.e_folds:.3g}",
-            f"{p.mean:.4f}",
-            interval,
+            _value(p.mean, decimals),
+            f"[{', '.join(ends)}]" if ends else "-",
             str(len(p.jobs)),
             f"{sum(job.steps for job in p.jobs):,}",
             _mark(result, p),
         )
+
+
+def _value(value: float, decimals: int) -> str:
+    """A loss or an accuracy."""
+    # One that has almost diverged would push the others off the screen.
+    return f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.3e}"
 
 
 def _mark(result: TuningRecord, point: TuningPoint) -> str:
@@ -243,6 +252,11 @@ def description(result: TuningRecord) -> str:
 def use(result: TuningRecord) -> Iterable[str]:
     """The best strength as code, then in other conventions."""
     yield f"To use it: {code(result)}"
+    if result.rule.startswith("decay") and result.best["strength"]:
+        yield (
+            "Kernels alone were decayed, as after optimizer.exclude_from_weight_decay"
+            "(var_names=['bias', 'gamma', 'beta'])"
+        )
     life = result.best["half_life_epochs"]
     if life is not None:
         yield f"Half-life of a weight without data gradient: {life:.3g} epochs"
@@ -256,6 +270,12 @@ def _say(strength: float) -> str:
 
 
 def _wrapped(line: str, bullet: str = "") -> str:
-    return textwrap.fill(
-        line, 80, initial_indent=bullet, subsequent_indent=" " * len(bullet)
+    whole = line.replace(" %", "\N{NO-BREAK SPACE}%")
+    text = textwrap.fill(
+        whole,
+        80,
+        initial_indent=bullet,
+        subsequent_indent=" " * len(bullet),
+        break_on_hyphens=False,
     )
+    return text.replace("\N{NO-BREAK SPACE}", " ")
