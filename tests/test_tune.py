@@ -215,6 +215,10 @@ def test_directory_of_another_configuration_is_refused(tmp_path):
 
 
 @pytest.mark.once
+class Nameless(keras.Regularizer):
+    """Without a config, which Keras asks for only where it is saved."""
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -226,6 +230,12 @@ def test_directory_of_another_configuration_is_refused(tmp_path):
         ({"rule": "l3"}, "unknown rule 'l3': did you mean 'l2'"),
         ({"rule": "dropout+l2"}, "unknown rule"),
         ({"rule": 3}, "rule 3: expected a regularizer"),
+        ({"rule": keras.regularizers.L1(0.5)}, r"rule keras.regularizers.L1\(l1=0.5"),
+        (
+            {"rule": keras.regularizers.L1L2(0.5, 0.5)},
+            r"rule keras.regularizers.L1L2\(.*\): L1L2 is not of the form",
+        ),
+        ({"rule": Nameless()}, r"rule Nameless\(\): Nameless\(\) has no strength"),
         ({"method": "loo"}, "unknown method 'loo'"),
         ({"criterion": "loss"}, "unknown criterion"),
         (
@@ -256,6 +266,7 @@ def test_wrong_input_is_one_clear_line_before_training(options, message, monkeyp
     with pytest.raises(InputError, match=message) as caught:
         small(**options)
     assert "\n" not in str(caught.value)
+    assert "0x" not in str(caught.value)
 
 
 @pytest.mark.once

@@ -38,7 +38,7 @@ from keras_scaled_l2.experiments.results.tuning import CRITERIA
 from keras_scaled_l2.experiments.search import Space
 from keras_scaled_l2.experiments.storage import TUNING, check_directory, differences
 from keras_scaled_l2.regularizers import EvidenceL2
-from keras_scaled_l2.rule import Rule
+from keras_scaled_l2.suggesting import written
 
 METHODS = ("holdout", "kfold", "evidence")
 DEFAULT_FOLDS = 5
@@ -267,10 +267,8 @@ def check_evidence(rule: Any, grid: Any, folds: int | None) -> None:
 
 def _call(rule: Any) -> str:
     """A rule's name, or the call that makes it."""
-    if isinstance(rule, keras.Regularizer) and not isinstance(rule, Rule):
-        # Keras's own show their address.
-        arguments = ", ".join(f"{k}={v!r}" for k, v in rule.get_config().items())
-        return f"keras.regularizers.{type(rule).__name__}({arguments})"
+    if isinstance(rule, keras.Regularizer):
+        return written(rule)
     return rule if isinstance(rule, str) else repr(rule)
 
 
