@@ -282,6 +282,20 @@ def test_losses_have_the_decimals_of_their_size(factor, shown):
 
 
 @pytest.mark.once
+def test_strength_that_is_far_behind_is_named_though_too_few_can_tell():
+    losses = {0.01: (1.0, 1.1, 1.2), 0.1: (1.01, 1.1, 1.2), 1000.0: (2.0, 4.0, 9000.0)}
+    measured = [
+        Measured(
+            c, (c, c), c, False, tuple(TuningJob(s, 0, v, 0.9, 4, 9) for s, v in e)
+        )
+        for c, e in ((c, enumerate(values)) for c, values in losses.items())
+    ]
+    for given, named in ((measured, True), (measured[:2], False)):
+        text = make_result(given, **FIELDS).findings[0]
+        assert ("the mean at 1e+03 is 272,809% worse" in text) == named, text
+
+
+@pytest.mark.once
 def test_line_is_broken_neither_in_a_name_nor_before_a_percent_sign():
     rule = "half-life" + " half-life" * 40
     lines = made(rule=rule, inert_below=2e-4).table().splitlines()

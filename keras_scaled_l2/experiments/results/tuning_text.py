@@ -28,6 +28,9 @@ _CODE = {
 }
 """Rule -> the line that puts a strength to use."""
 
+FAR = 0.25
+"""A mean that is 25 % worse is named, even if it does not differ significantly."""
+
 _STRENGTH = re.compile(r"\b((?:strength|l2|std|epochs)=)[^,)]+")
 
 
@@ -118,7 +121,20 @@ def _plateau(points: Sequence[TuningPoint], found: Curve, rule: str) -> str:
     span = f"from {_say(low)} to {_say(high)}"
     if low == 0 and falls(points):
         span = f"of {_say(high)} or more, and none,"
-    return f"{name}. Any value {span} will do: {how}."
+    return f"{name}. Any value {span} will do: {how}.{_far(inside, best)}"
+
+
+def _far(inside: Sequence[TuningPoint], best: TuningPoint) -> str:
+    """That an interval is wide, not that a strength is good, where a mean says so."""
+    far = max(inside, key=lambda p: abs(p.mean - best.mean))
+    behind = abs(far.mean - best.mean)
+    if behind <= FAR * abs(best.mean) or not best.mean:
+        return ""
+    return (
+        f" But the mean at {_say(far.strength)} is {behind / abs(best.mean):,.0%} "
+        "worse than the best: these are too few to tell. Give more seeds before you "
+        "use it."
+    )
 
 
 def _none(points: Sequence[TuningPoint], found: Curve) -> list[str]:
