@@ -60,7 +60,7 @@ EQUIVALENTS = {
     "decoupled": "AdamW and Keras's optimizers: weight_decay",
     "sklearn_mlp": "scikit-learn's MLPClassifier (sgd, adam; regressor: half): alpha",
     "logistic_c": "scikit-learn's LogisticRegression (cross-entropy): C",
-    "ridge": "scikit-learn's Ridge (mean squared error): alpha",
+    "ridge": "scikit-learn's Ridge (squared error; k targets: k times): alpha",
     "prior_std": "Gaussian prior on each weight: standard deviation",
     "half_life": "half-life of a weight without data gradient, in epochs",
 }

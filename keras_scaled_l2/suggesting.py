@@ -172,9 +172,23 @@ def strength_of(rule: keras.Regularizer) -> tuple[str, float]:
         if config.get(name):
             return name, float(config[name])
     raise ValueError(
-        f"{rule!r} has no strength above 0 to change: expected a rule such as "
+        f"{written(rule)} has no strength above 0 to change: expected a rule such as "
         "ScaledL2(1.0), SampleL2(1.0) or keras.regularizers.L2(0.01)."
     )
+
+
+def written(rule: keras.Regularizer) -> str:
+    """The call that makes a regularizer; the ``repr`` of Keras's own is an address."""
+    if isinstance(rule, Rule):
+        return repr(rule)
+    try:
+        config = rule.get_config()
+    except NotImplementedError:  # a class of one's own need not have it
+        config = {}
+    arguments = ", ".join(f"{k}={v!r}" for k, v in config.items())
+    own = type(rule).__module__.partition(".")[0] != "keras"
+    place = "" if own else "keras.regularizers."
+    return f"{place}{type(rule).__name__}({arguments})"
 
 
 def with_strength(rule: keras.Regularizer, strength: float) -> Any:

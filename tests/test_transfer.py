@@ -219,6 +219,7 @@ def test_real_trainings_of_a_users_own_function(data):
     [
         ({"rules": ["l3"]}, "unknown rule 'l3'"),
         ({"rules": []}, "expected one or more"),
+        ({"rules": "l3"}, "unknown rule 'l3'"),
         (
             {"rules": ["half-life"], "optimizer": "adam"},
             "no half-life. Use 'decay'",
@@ -226,6 +227,9 @@ def test_real_trainings_of_a_users_own_function(data):
         ({"optimizer": "lion"}, "unknown optimizer 'lion'"),
         ({"sizes": (300, 30)}, "each larger than the one before"),
         ({"sizes": (300,)}, "expected two or more"),
+        ({"sizes": ()}, "networks of no weights: expected two or more"),
+        ({"sizes": 300}, "sizes 300: expected a sequence, as 20000,70000"),
+        ({"sizes": None, "widths": 3}, "widths 3: expected a sequence"),
         ({"sizes": (1, 300)}, "at width 1. Expected a larger size"),
         ({"widths": (1, 2)}, "both sizes and widths: expected one"),
         ({"sizes": None, "widths": (0, 2)}, "width 0: expected a whole number"),

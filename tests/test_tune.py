@@ -215,6 +215,10 @@ def test_directory_of_another_configuration_is_refused(tmp_path):
 
 
 @pytest.mark.once
+class Nameless(keras.Regularizer):
+    """Without a config, which Keras asks for only where it is saved."""
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -226,6 +230,12 @@ def test_directory_of_another_configuration_is_refused(tmp_path):
         ({"rule": "l3"}, "unknown rule 'l3': did you mean 'l2'"),
         ({"rule": "dropout+l2"}, "unknown rule"),
         ({"rule": 3}, "rule 3: expected a regularizer"),
+        ({"rule": keras.regularizers.L1(0.5)}, r"rule keras.regularizers.L1\(l1=0.5"),
+        (
+            {"rule": keras.regularizers.L1L2(0.5, 0.5)},
+            r"rule keras.regularizers.L1L2\(.*\): L1L2 is not of the form",
+        ),
+        ({"rule": Nameless()}, r"rule Nameless\(\): Nameless\(\) has no strength"),
         ({"method": "loo"}, "unknown method 'loo'"),
         ({"criterion": "loss"}, "unknown criterion"),
         (
@@ -234,6 +244,11 @@ def test_directory_of_another_configuration_is_refused(tmp_path):
         ),
         ({"workers": 0}, "workers 0"),
         ({"seeds": 0}, "seeds 0"),
+        ({"seeds": 2.0}, "seeds 2.0: expected a sequence, as 0,1,2, or their number"),
+        ({"grid": 0.1}, "grid 0.1: expected a sequence, as 0.01,0.02"),
+        ({"grid": "0.1"}, "grid '0.1': expected a sequence"),
+        ({"hidden": 5}, "hidden units 5: expected a sequence, as 512,512"),
+        ({"problem": ([[0.0]], [1])}, r"problem of type tuple: .* numpy.savez\("),
         ({"storage": "nothing://here"}, "storage 'nothing://here' cannot be used"),
         ({"rule": "half-life", "optimizer": "adam"}, "rule .*HalfLife"),
         (
@@ -251,6 +266,21 @@ def test_wrong_input_is_one_clear_line_before_training(options, message, monkeyp
     with pytest.raises(InputError, match=message) as caught:
         small(**options)
     assert "\n" not in str(caught.value)
+    assert "0x" not in str(caught.value)
+
+
+@pytest.mark.once
+def test_numbers_of_numpy_are_as_good_as_pythons():
+    given = {"epochs": 2, "batch_size": 20, "patience": 1, "workers": 1}
+    plain = plan_of(grid=[0.5, 2.0], seeds=[3, 5], hidden=[4], **given)
+    arrays = {"seeds": np.array([3, 5]), "hidden": np.array([4])}
+    scalars = {name: np.int64(value) for name, value in given.items()}
+    grid = np.array([0.5, 2.0], "float32")
+    made = plan_of(grid=grid, **arrays, **scalars)
+    # A study writes it down.
+    configuration = json.dumps(made.configuration())
+    assert configuration == json.dumps(plain.configuration())
+    assert plan_of(seeds=np.int64(2)).base.seeds == (0, 1)
 
 
 def plan_of(**options):

@@ -1,16 +1,20 @@
 """The statistics of a tuning on simulated curves, and its format."""
 
+import ast
 import dataclasses
 import json
 import math
+import re
 import statistics
 
+import keras
 import numpy as np
 import pytest
 from scipy import stats
 
 from keras_scaled_l2.experiments import tuning_pages
 from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.results import tuning_text
 from keras_scaled_l2.experiments.results.curve import Sample, curve
 from keras_scaled_l2.experiments.results.tuning import (
     Measured,
@@ -19,6 +23,7 @@ from keras_scaled_l2.experiments.results.tuning import (
 )
 from keras_scaled_l2.experiments.results.tuning_records import TuningJob
 from keras_scaled_l2.experiments.results.tuning_text import LEGEND
+from keras_scaled_l2.gradients import to_numpy
 
 E_FOLDS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 DRAWS = 400
@@ -246,6 +251,8 @@ def test_best_strength_in_other_conventions_and_as_code():
     twice = made(optimizer={"class_name": "SGD", "config": sgd}).equivalents()
     changed = {n: pytest.approx(2 * found[n]) for n in ("half_life", "sklearn_mlp")}
     assert twice == found | changed
+    # Keras averages over k targets as well; the result does not know how many.
+    assert "Ridge (squared error; k targets: k times): alpha = 10\n" in result.table()
     assert result.code() == "kernel_regularizer=keras.regularizers.L2(0.01)"
     assert made(exact=False).best["half_life_epochs"] is None
 
@@ -258,6 +265,62 @@ def test_text_and_markdown_show_every_point():
         assert "validation data loss" in " ".join(text.split())
         assert "L2(0.01)" in text
         assert "one standard error" in text
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("factor", "shown"), [(1.0, "1.0010"), (1e-4, "0.0001001"), (1e3, "1001.0")]
+)
+def test_losses_have_the_decimals_of_their_size(factor, shown):
+    measured = [
+        Measured(i, (i, i), i, False, (TuningJob(0, 0, loss, 0.9, 4, 200),))
+        for i, loss in enumerate([1.2 * factor, 1.001 * factor, 4e11])
+    ]
+    text = make_result(measured, **FIELDS).table()
+    assert f" {shown} " in text
+    assert "4.000e+11" in text
+
+
+@pytest.mark.once
+def test_strength_that_is_far_behind_is_named_though_too_few_can_tell():
+    losses = {0.01: (1.0, 1.1, 1.2), 0.1: (1.01, 1.1, 1.2), 1000.0: (2.0, 4.0, 9000.0)}
+    measured = [
+        Measured(
+            c, (c, c), c, False, tuple(TuningJob(s, 0, v, 0.9, 4, 9) for s, v in e)
+        )
+        for c, e in ((c, enumerate(values)) for c, values in losses.items())
+    ]
+    for given, named in ((measured, True), (measured[:2], False)):
+        text = make_result(given, **FIELDS).findings[0]
+        assert ("the mean at 1e+03 is 272,809% worse" in text) == named, text
+
+
+@pytest.mark.once
+def test_line_is_broken_neither_in_a_name_nor_before_a_percent_sign():
+    rule = "half-life" + " half-life" * 40
+    lines = made(rule=rule, inert_below=2e-4).table().splitlines()
+    assert not any(line.endswith("half-") for line in lines)
+    assert not any(line.lstrip().startswith("%") for line in lines)
+    words = "".join(tuning_text._wrapped("x" * n + " 2 % over") for n in range(60, 80))
+    assert "\n%" not in words
+
+
+@pytest.mark.once
+def test_decay_is_put_to_use_on_what_was_decayed():
+    text = made(rule="decay").table()
+    assert "To use it: weight_decay=0.01\nKernels alone were decayed" in text
+    call = re.search(r"optimizer\.(exclude_\w+)\(var_names=(\[.*\])\)", text)
+    layers = [keras.layers.Dense(3), keras.layers.BatchNormalization()]
+    network = keras.Sequential([keras.Input((2,)), *layers])
+    optimizer = keras.optimizers.SGD(0.5, weight_decay=0.5)
+    getattr(optimizer, call[1])(var_names=ast.literal_eval(call[2]))
+    weights = network.trainable_variables
+    before = [to_numpy(w) for w in weights]
+    optimizer.apply([keras.ops.zeros(w.shape) for w in weights], weights)
+    for weight, old in zip(weights, before, strict=True):
+        share = 0.75 if weight.name == "kernel" else 1.0
+        np.testing.assert_allclose(to_numpy(weight), share * old, rtol=1e-6)
+    assert "Kernels" not in made().table()
 
 
 def test_rule_of_the_users_own_is_code_with_the_best_strength():

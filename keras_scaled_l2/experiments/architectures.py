@@ -14,7 +14,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_scaled_l2.experiments.errors import InputError, one_line, unknown
+from keras_scaled_l2.experiments.errors import (
+    InputError,
+    one_line,
+    several,
+    unknown,
+)
 from keras_scaled_l2.experiments.model_checks import (
     check_model,
     check_same,
@@ -299,13 +304,14 @@ def check_hidden(hidden: Sequence[int]) -> tuple[int, ...]:
     Raises:
         InputError: If one is not.
     """
+    hidden = several("hidden units", hidden, "512,512")
     for units in hidden:
         if isinstance(units, bool) or not isinstance(units, int) or units < 1:
             raise InputError(
                 f"hidden units {units!r}: expected whole numbers of 1 or more, as "
                 "512,512."
             )
-    return tuple(hidden)
+    return hidden
 
 
 def layer_seeds(seed: int, count: int) -> list[int]:

@@ -24,7 +24,7 @@ from keras_scaled_l2.experiments.plan import Plan
 from keras_scaled_l2.experiments.search import Place
 from keras_scaled_l2.regularizers import HalfLifeL2, PriorL2
 from keras_scaled_l2.rule import Rule
-from keras_scaled_l2.suggesting import strength_of, with_strength
+from keras_scaled_l2.suggesting import strength_of, with_strength, written
 
 Kind = Literal["penalty", "decay", "dropout"]
 NAMES = ("l2", "scaled", "sample", "prior", "half-life", DECAY, "dropout")
@@ -180,10 +180,10 @@ def make_axis(
         return Axis("decay", {}, 1.0, 1.0, folds, folds, True, INERT, rate)
     made = _rule(rule, optimizer)
     counts: dict[str, Any] = {"samples": samples, "batch_size": plan.batch_size}
-    reference = coefficients(plan.network, Arm("tuned", made), **counts)
+    reference = _coefficients(plan, made, counts)
     _, unit = strength_of(made)
     doubled = with_strength(made, 2.0 * unit)
-    twice = coefficients(plan.network, Arm("tuned", doubled), **counts)
+    twice = _coefficients(plan, doubled, counts)
     path = next(iter(reference))
     sizes = penalizable_sizes(plan.network)
     folds = _positive(
@@ -221,8 +221,20 @@ def _rule(rule: Any, optimizer: keras.optimizers.Optimizer) -> keras.Regularizer
         if isinstance(rule, Rule):
             rule.check_optimizer(optimizer)
     except ValueError as error:
-        raise InputError(f"rule {rule!r}: {one_line(error)}") from error
+        raise InputError(f"rule {written(rule)}: {one_line(error)}") from error
     return rule
+
+
+def _coefficients(
+    plan: Plan, rule: keras.Regularizer, counts: Mapping[str, Any]
+) -> dict[str, float]:
+    name = "tuned"
+    try:
+        return coefficients(plan.network, Arm(name, rule), **counts)
+    except InputError as error:
+        # Nobody gave an arm here.
+        what = str(error).removeprefix(f"arm {name!r}: ")
+        raise InputError(f"rule {written(rule)}: {what}") from error
 
 
 def _named(name: str, optimizer: keras.optimizers.Optimizer) -> keras.Regularizer:

@@ -7,6 +7,8 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 EXTRA = 'pip install "keras_scaled_l2[experiments]"'
 
 
@@ -45,6 +47,22 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return InputError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names)}.")
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy's as Python's, which JSON can hold; all else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def several(name: str, values: Any, example: str) -> tuple[Any, ...]:
+    """The members of a sequence, or of an array, each made plain.
+
+    Raises:
+        InputError: If it is one value alone, or a text.
+    """
+    if isinstance(values, str) or not np.iterable(values):
+        raise InputError(f"{name} {values!r}: expected a sequence, as {example}.")
+    return tuple(plain(value) for value in values)
 
 
 def require(module: str, purpose: str, install: str = EXTRA) -> Any:

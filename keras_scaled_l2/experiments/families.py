@@ -52,7 +52,8 @@ def member(family: Family, problem: Problem, width: int) -> Member:
     Raises:
         InputError: If there is no such family, or it does not fit the problem.
     """
-    found = _architecture(family, problem, check_count("width", width))
+    width = check_count("width", width)
+    found = _architecture(family, problem, width)
     network = found.build(0)
     weights = sum(elements(v.shape) for v in network.trainable_weights)
     return Member(width, weights, found, network)
@@ -65,7 +66,7 @@ def width_for(family: Family, problem: Problem, weights: int) -> int:
         InputError: If the family is a function of the user's, whose widths have to be
             given, or the number is less than that of a network of width 1.
     """
-    check_count("size", weights)
+    weights = check_count("size", weights)
     if not isinstance(family, str) or ":" in family:
         raise InputError(
             f"sizes for the model {family!r}: expected widths, since nobody knows how "

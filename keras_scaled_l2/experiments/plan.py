@@ -29,7 +29,13 @@ from keras_scaled_l2.experiments.arms import (
 from keras_scaled_l2.experiments.arrays import Arrays
 from keras_scaled_l2.experiments.coefficients import penalizable_sizes
 from keras_scaled_l2.experiments.environment import versions
-from keras_scaled_l2.experiments.errors import InputError, require, unknown
+from keras_scaled_l2.experiments.errors import (
+    InputError,
+    plain,
+    require,
+    several,
+    unknown,
+)
 from keras_scaled_l2.experiments.following import check_following, learned_rule
 from keras_scaled_l2.experiments.model_checks import fitted
 from keras_scaled_l2.experiments.naming import every_layer, plain_config
@@ -170,9 +176,9 @@ def make_plan(
     hidden = architectures.check_hidden(hidden)
     trials = 0 if tune is None else check_count("tune", tune)
     if patience is not None:
-        check_count("patience", patience)
+        patience = check_count("patience", patience)
     size = _memory(memory)
-    config = _optimizer(optimizer, learning_rate)
+    config = _optimizer(optimizer, plain(learning_rate))
     # Missing packages come to light now, not after an hour of training.
     require("scipy.stats", "the confidence interval")
     require("jinja2", "the page")
@@ -263,6 +269,7 @@ def check_count(name: str, value: Any) -> int:
     Raises:
         InputError: If it is not.
     """
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{name} {value!r}: expected a whole number of 1 or more.")
     if value >= 2**31:
@@ -306,9 +313,9 @@ def _arms(
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(seeds, int):
+    if isinstance(plain(seeds), int):
         return tuple(range(check_count("seeds", seeds)))
-    result = tuple(seeds)
+    result = several("seeds", seeds, "0,1,2, or their number")
     for seed in result:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
             raise InputError(

@@ -16,7 +16,7 @@ from keras_scaled_l2.experiments.drawing import (
     drawn_share,
     with_wrong_labels,
 )
-from keras_scaled_l2.experiments.errors import InputError, require, unknown
+from keras_scaled_l2.experiments.errors import InputError, plain, require, unknown
 
 TEST = 0.2
 """Share of the examples that becomes the test set of a problem without one."""
@@ -322,6 +322,12 @@ def load_problem(
     Raises:
         InputError: If there is no such problem or file, or its arrays do not fit.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise InputError(
+            f"problem of type {type(name_or_path).__name__}: expected a name, the path "
+            "of a .npz file, or what load_problem gives. Save arrays by "
+            "numpy.savez(path, x_train=..., y_train=...)."
+        )
     text = os.fspath(name_or_path)
     if text in PROBLEMS and isinstance(name_or_path, str):
         if task is not None:
@@ -341,8 +347,8 @@ def load_problem(
         raise unknown("problem", text, [*PROBLEMS, "path/to/file.npz"])
     if standardize is not None:
         source = dataclasses.replace(source, standardize=standardize)
-    source = dataclasses.replace(source, samples=samples, label_noise=label_noise)
-    return source.split(seed)
+    drawn = {"samples": plain(samples), "label_noise": plain(label_noise)}
+    return dataclasses.replace(source, **drawn).split(seed)
 
 
 def _arrays(

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from keras_scaled_l2.experiments.errors import InputError, unknown
+from keras_scaled_l2.experiments.errors import InputError, several, unknown
 from keras_scaled_l2.experiments.families import Family, Member, member, width_for
 from keras_scaled_l2.experiments.plan import Plan, make_plan, writable
 from keras_scaled_l2.experiments.plane import RATE_BOUNDS, RATES, Plane
@@ -125,13 +125,16 @@ def make_transfer_plan(
         problem = load_problem(problem)
     if widths is None:
         given = DEFAULT_SIZES if sizes is None else sizes
+        given = several("sizes", given, "20000,70000")
         widths = [width_for(model, problem, size) for size in given]
+    widths = several("widths", widths, "16,32")
     members = [member(model, problem, width) for width in widths]
     counts = [one.weights for one in members]
     if len(counts) < 2 or sorted(set(counts)) != counts:
+        found = ", ".join(map(str, counts)) or "no"
         raise InputError(
-            f"networks of {', '.join(map(str, counts))} weights: expected two or more, "
-            "each larger than the one before. Give other sizes or widths."
+            f"networks of {found} weights: expected two or more, each larger than the "
+            "one before. Give other sizes or widths."
         )
     if patience is None:
         patience = DEFAULT_PATIENCE
@@ -178,6 +181,7 @@ def _rules(rules: Sequence[str] | None, optimizer: str) -> tuple[str, ...]:
     fitting = [r for r in RULES if optimizer == "sgd" or r != "half-life"]
     if rules is None:
         return tuple(fitting)
+    rules = [rules] if isinstance(rules, str) else several("rules", rules, "l2,prior")
     for rule in rules:
         if rule not in RULES:
             raise unknown("rule", str(rule), RULES)

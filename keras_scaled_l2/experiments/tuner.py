@@ -19,6 +19,7 @@ from keras_scaled_l2.experiments.results.tuning import (
     make_result,
 )
 from keras_scaled_l2.experiments.results.tuning_records import TuningJob
+from keras_scaled_l2.experiments.results.words import places
 from keras_scaled_l2.experiments.search import (
     Finished,
     Place,
@@ -262,7 +263,7 @@ class Tuner:
                 what = f"the evidence proposes {proposal(self.plan, record).strength:g}"
             self._say(
                 f"  {what}, seed {seed}, fold {fold}: validation data "
-                f"loss {math.nan if loss is None else loss:.4f}"
+                f"loss {math.nan if loss is None else loss:.{places([loss])}f}"
             )
 
     def trainings(

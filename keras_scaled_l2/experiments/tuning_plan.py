@@ -17,7 +17,12 @@ from keras_scaled_l2.experiments import architectures
 from keras_scaled_l2.experiments.arms import DECAY, check_rate
 from keras_scaled_l2.experiments.axis import Axis, make_axis
 from keras_scaled_l2.experiments.dropout_variant import derive
-from keras_scaled_l2.experiments.errors import InputError, one_line, unknown
+from keras_scaled_l2.experiments.errors import (
+    InputError,
+    one_line,
+    several,
+    unknown,
+)
 from keras_scaled_l2.experiments.following import Follower, check_following
 from keras_scaled_l2.experiments.plan import (
     Model,
@@ -33,7 +38,7 @@ from keras_scaled_l2.experiments.results.tuning import CRITERIA
 from keras_scaled_l2.experiments.search import Space
 from keras_scaled_l2.experiments.storage import TUNING, check_directory, differences
 from keras_scaled_l2.regularizers import EvidenceL2
-from keras_scaled_l2.rule import Rule
+from keras_scaled_l2.suggesting import written
 
 METHODS = ("holdout", "kfold", "evidence")
 DEFAULT_FOLDS = 5
@@ -153,7 +158,7 @@ def make_tuning_plan(
     if criterion not in CRITERIA:
         raise unknown("criterion", str(criterion), CRITERIA)
     folds = check_count("folds", DEFAULT_FOLDS if folds is None else folds)
-    check_count("workers", workers)
+    workers = check_count("workers", workers)
     values = None if grid is None else _grid(grid, rule)
     given = {name: value for name, value in options.items() if value is not None}
     if patience is None and method != "kfold":
@@ -262,16 +267,14 @@ def check_evidence(rule: Any, grid: Any, folds: int | None) -> None:
 
 def _call(rule: Any) -> str:
     """A rule's name, or the call that makes it."""
-    if isinstance(rule, keras.Regularizer) and not isinstance(rule, Rule):
-        # Keras's own show their address.
-        arguments = ", ".join(f"{k}={v!r}" for k, v in rule.get_config().items())
-        return f"keras.regularizers.{type(rule).__name__}({arguments})"
+    if isinstance(rule, keras.Regularizer):
+        return written(rule)
     return rule if isinstance(rule, str) else repr(rule)
 
 
 def _grid(grid: Sequence[float], rule: Any) -> tuple[float, ...]:
     values = []
-    for value in grid:
+    for value in several("grid", grid, "0.01,0.02,0.04"):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (number and 0 <= value < math.inf):
             raise InputError(

@@ -14,7 +14,7 @@ from keras_scaled_l2.experiments.results.tuning_records import (
     TuningRecord,
     falls,
 )
-from keras_scaled_l2.experiments.results.words import counted
+from keras_scaled_l2.experiments.results.words import counted, places
 from keras_scaled_l2.report_text import EQUIVALENTS
 
 _CODE = {
@@ -27,6 +27,9 @@ _CODE = {
     "dropout": "keras.layers.Dropout({:g})",
 }
 """Rule -> the line that puts a strength to use."""
+
+FAR = 0.25
+"""A mean that is 25 % worse is named, even if it does not differ significantly."""
 
 _STRENGTH = re.compile(r"\b((?:strength|l2|std|epochs)=)[^,)]+")
 
@@ -118,7 +121,20 @@ def _plateau(points: Sequence[TuningPoint], found: Curve, rule: str) -> str:
     span = f"from {_say(low)} to {_say(high)}"
     if low == 0 and falls(points):
         span = f"of {_say(high)} or more, and none,"
-    return f"{name}. Any value {span} will do: {how}."
+    return f"{name}. Any value {span} will do: {how}.{_far(inside, best)}"
+
+
+def _far(inside: Sequence[TuningPoint], best: TuningPoint) -> str:
+    """That an interval is wide, not that a strength is good, where a mean says so."""
+    far = max(inside, key=lambda p: abs(p.mean - best.mean))
+    behind = abs(far.mean - best.mean)
+    if behind <= FAR * abs(best.mean) or not best.mean:
+        return ""
+    return (
+        f" But the mean at {_say(far.strength)} is {behind / abs(best.mean):,.0%} "
+        "worse than the best: these are too few to tell. Give more seeds before you "
+        "use it."
+    )
 
 
 def _none(points: Sequence[TuningPoint], found: Curve) -> list[str]:
@@ -193,20 +209,29 @@ LEGEND = (
 def cells(result: TuningRecord) -> Iterable[tuple[str, ...]]:
     """The curve as a table, its header first."""
     yield _HEADER
+    decimals = 4
+    if result.criterion == "data_loss":
+        decimals = places(p.mean for p in result.points)
     for p in result.points:
         low, high = p.coefficient
         span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-        interval = "-" if p.low is None else f"[{p.low:.4f}, {p.high:.4f}]"
+        ends = [_value(v, decimals) for v in (p.low, p.high) if v is not None]
         yield (
             _say(p.strength),
             span,
             f"{p.e_folds:.3g}",
-            f"{p.mean:.4f}",
-            interval,
+            _value(p.mean, decimals),
+            f"[{', '.join(ends)}]" if ends else "-",
             str(len(p.jobs)),
             f"{sum(job.steps for job in p.jobs):,}",
             _mark(result, p),
         )
+
+
+def _value(value: float, decimals: int) -> str:
+    """A loss or an accuracy."""
+    # One that has almost diverged would push the others off the screen.
+    return f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.3e}"
 
 
 def _mark(result: TuningRecord, point: TuningPoint) -> str:
@@ -243,6 +268,11 @@ def description(result: TuningRecord) -> str:
 def use(result: TuningRecord) -> Iterable[str]:
     """The best strength as code, then in other conventions."""
     yield f"To use it: {code(result)}"
+    if result.rule.startswith("decay") and result.best["strength"]:
+        yield (
+            "Kernels alone were decayed, as after optimizer.exclude_from_weight_decay"
+            "(var_names=['bias', 'gamma', 'beta'])"
+        )
     life = result.best["half_life_epochs"]
     if life is not None:
         yield f"Half-life of a weight without data gradient: {life:.3g} epochs"
@@ -256,6 +286,12 @@ def _say(strength: float) -> str:
 
 
 def _wrapped(line: str, bullet: str = "") -> str:
-    return textwrap.fill(
-        line, 80, initial_indent=bullet, subsequent_indent=" " * len(bullet)
+    whole = line.replace(" %", "\N{NO-BREAK SPACE}%")
+    text = textwrap.fill(
+        whole,
+        80,
+        initial_indent=bullet,
+        subsequent_indent=" " * len(bullet),
+        break_on_hyphens=False,
     )
+    return text.replace("\N{NO-BREAK SPACE}", " ")
