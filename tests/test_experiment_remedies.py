@@ -205,7 +205,6 @@ def test_extra_that_is_to_be_installed_exists_and_holds_what_is_required():
     folder = pathlib.Path(sys.modules["keras_scaled_l2.experiments"].__file__).parent
     source = "".join(path.read_text() for path in folder.glob("*.py"))
     of = {"sklearn": "scikit-learn", "scipy": "scikit-learn"}  # which needs SciPy
-    of["sqlalchemy"] = "optuna"  # which needs it
     for module in set(re.findall(r'require\(\s*"(\w+)', source)) - {"mnist1d"}:
         assert of.get(module, module) in packages
 
