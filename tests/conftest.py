@@ -49,6 +49,8 @@ settings.register_profile("keras_scaled_l2", derandomize=True, deadline=None)
 settings.load_profile("keras_scaled_l2")
 
 
+ONCE_ON = "jax"
+"""Where tests run that say the same on every backend: its processes start first."""
 ONCE = {
     "test_answer.py",
     "test_architectures.py",
@@ -61,6 +63,7 @@ ONCE = {
     "test_handles.py",
     "test_interrupts.py",
     "test_naming.py",
+    "test_outputs.py",
     "test_page.py",
     "test_evidence_page.py",
     "test_paired.py",
@@ -75,19 +78,24 @@ ONCE = {
     "test_tuning.py",
     "test_tuning_result.py",
 }
-"""Files that say the same on every backend: they run on the first one, TensorFlow."""
+"""Files that say the same on every backend: they run on ``ONCE_ON``."""
 
 
 def pytest_ignore_collect(collection_path) -> bool | None:
-    left_out = WANTED != "tensorflow" and collection_path.name in ONCE
+    left_out = WANTED != ONCE_ON and collection_path.name in ONCE
     return True if left_out else None
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    """Leaves tests marked ``once`` to the first backend, TensorFlow."""
-    if WANTED != "tensorflow":
-        left_out = [item for item in items if item.get_closest_marker("once")]
-        items[:] = [item for item in items if not item.get_closest_marker("once")]
+    """Leaves tests marked ``once`` to ``ONCE_ON``, or to the backend of the mark."""
+    chosen, left_out = [], []
+    for item in items:
+        mark = item.get_closest_marker("once")
+        there = mark is None or WANTED == (mark.args or [ONCE_ON])[0]
+        there |= item.get_closest_marker("everywhere") is not None
+        (chosen if there else left_out).append(item)
+    if left_out:
+        items[:] = chosen
         config.hook.pytest_deselected(items=left_out)
 
 
@@ -98,7 +106,7 @@ def pytest_collection_finish(session) -> None:
 
 
 def pytest_report_header() -> str:
-    left = "" if WANTED == "tensorflow" else f"; on TensorFlow only: {len(ONCE)} files"
+    left = "" if WANTED == ONCE_ON else f"; on {ONCE_ON} only: {len(ONCE)} files"
     return f"Keras {keras.__version__} on {keras.config.backend()}{left}"
 
 

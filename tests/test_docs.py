@@ -42,9 +42,10 @@ def test_docstrings_print_what_they_say(name):
 
 def _marked(pages):
     """All pages; what is long, or the same everywhere, runs on one backend."""
+    once = pytest.mark.once("tensorflow")
     long = {"attach.md", "choosing.md", "compare.md", "evidence.md"}
     return [
-        pytest.param(page, marks=[pytest.mark.once] if page.name in long else [])
+        pytest.param(page, marks=[once] if page.name in long else [])
         for page in pages
     ]
 
@@ -73,7 +74,7 @@ def test_every_example_is_run():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
 
 
-@pytest.mark.once
+@pytest.mark.once("tensorflow")
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_example_runs(name, tmp_path):
     result = subprocess.run(

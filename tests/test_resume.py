@@ -25,6 +25,8 @@ from keras_scaled_l2.experiments.errors import InputError, RecordWarning, WriteE
 from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.results.files import read_json
 
+pytestmark = pytest.mark.once
+
 ARMS = ("none", "l2", "sample+dropout")
 COMPARE = importlib.import_module("keras_scaled_l2.experiments.compare")
 L = keras.layers
@@ -158,7 +160,6 @@ def stop(process, folder, runs, seconds, number):
     return process.communicate(timeout=120)
 
 
-@pytest.mark.once
 def test_killed_again_and_again_it_ends_as_if_never_stopped(tmp_path):
     # So many epochs that several trainings are left when the signal comes.
     arguments = command(tmp_path, "--tune", "2", "--epochs", "100")
@@ -188,7 +189,6 @@ def test_killed_again_and_again_it_ends_as_if_never_stopped(tmp_path):
     assert {p.name for p in folder.iterdir()} == {p.name for p in whole.iterdir()}
 
 
-@pytest.mark.once
 def test_ctrl_c_is_made_good_by_the_same_command(tmp_path, finished):
     arguments, folder = command(tmp_path), tmp_path / "stopped"
     process = start(arguments, folder)
@@ -219,7 +219,6 @@ with Store(folder, configuration).locked():
 """
 
 
-@pytest.mark.once
 @pytest.mark.usefixtures("no_figures")
 def test_second_process_is_refused_until_the_first_is_dead(tmp_path, capsys):
     arguments = [*command(tmp_path), "--directory", str(tmp_path / "shared")]
@@ -262,6 +261,7 @@ def chain():
     )
 
 
+@pytest.mark.everywhere
 @pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     ("model", "options"),
@@ -294,6 +294,7 @@ class Breaking:
             raise KeyboardInterrupt
 
 
+@pytest.mark.everywhere
 @pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("model", [residual])
 def test_model_with_dropout_of_its_own_goes_on_the_same(model, tmp_path):
@@ -557,7 +558,8 @@ def room(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.once
+# JAX would write the tests' own compilation cache in that room.
+@pytest.mark.once("tensorflow")
 @pytest.mark.parametrize(
     ("name", "least", "more"),
     [

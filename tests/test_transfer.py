@@ -20,6 +20,8 @@ from keras_scaled_l2.experiments.results.transfer_records import Regret, RuleTra
 from keras_scaled_l2.experiments.results.transfer_text import findings
 
 
+pytestmark = pytest.mark.once
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     x = np.random.default_rng(0).normal(size=(80, 3)).astype("float32")
@@ -152,7 +154,6 @@ DAMAGES = {
 }
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_lines_are_left_out_and_trained_again(damage, data, trained, tmp_path):
     options = {"rules": ["l2"], "directory": tmp_path}
@@ -173,7 +174,6 @@ def test_damaged_lines_are_left_out_and_trained_again(damage, data, trained, tmp
     assert len(trained) - before == 1
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("head", [b"", b"{", b"\xff\xfe", b"[" * 200_000])
 def test_damaged_head_is_refused_in_one_line(head, data, trained, tmp_path):
     journal = tmp_path / "trainings.jsonl"
@@ -187,7 +187,6 @@ def test_damaged_head_is_refused_in_one_line(head, data, trained, tmp_path):
     assert journal.read_bytes() == head
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("family", NAMES)
 def test_weights_of_a_family_are_counted_without_making_it(family):
     x, y = np.zeros((60, 8, 9, 2)), np.arange(60) % 3
@@ -199,6 +198,7 @@ def test_weights_of_a_family_are_counted_without_making_it(family):
         assert width_for(family, problem, weights + 1) == width
 
 
+@pytest.mark.everywhere
 def test_real_trainings_of_a_users_own_function(data):
     def net(width):
         return keras.Sequential(
@@ -213,7 +213,6 @@ def test_real_trainings_of_a_users_own_function(data):
     assert found.to_markdown().startswith(found.problem)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -25,6 +25,8 @@ from keras_scaled_l2.experiments.tuner import Tuner, say_nothing
 from keras_scaled_l2.experiments.tuning_plan import make_tuning_plan
 
 
+pytestmark = pytest.mark.once
+
 def problem(kind="binary", n=100, features=6):
     random = np.random.default_rng(0)
     x = random.normal(size=(n, features))
@@ -93,6 +95,7 @@ def test_ridge_agrees_with_scikit_learn_on_the_same_folds():
     assert result.best["strength"] == pytest.approx(ridge.fit(x, y).alpha_ / m)
 
 
+@pytest.mark.everywhere
 def test_logistic_regression_agrees_with_scikit_learn_on_the_same_folds():
     data = problem()
     result = small(problem=data, **CONVERGED)
@@ -179,6 +182,7 @@ def counted(monkeypatch):
     return seen, limit
 
 
+@pytest.mark.everywhere
 def test_interrupted_tuning_goes_on_and_trains_nothing_twice(counted, tmp_path):
     seen, limit = counted
     whole = small()
@@ -214,7 +218,6 @@ def test_directory_of_another_configuration_is_refused(tmp_path):
         small(directory=tmp_path, grid=[0.0], epochs=2)
 
 
-@pytest.mark.once
 class Nameless(keras.Regularizer):
     """Without a config, which Keras asks for only where it is saved."""
 
@@ -439,7 +442,6 @@ def contents(folder):
     return {str(path): path.read_bytes() for path in files if path.name != ".lock"}
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("mark", "other"),
     [
@@ -477,7 +479,6 @@ def test_directory_of_another_command_is_refused(mark, other, tmp_path, monkeypa
             assert contents(tmp_path) == before
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
@@ -504,7 +505,6 @@ def test_directory_of_another_tuning_is_refused(
         small(directory=tmp_path, grid=[0.0], **{**options, "rule": "prior"})
 
 
-@pytest.mark.once
 def test_tuning_deletes_its_own_runs_alone(tmp_path):
     mine = tmp_path / "tensorboard" / "mine" / "events"
     mine.parent.mkdir(parents=True)

@@ -16,6 +16,8 @@ from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.following import Follower
 from keras_scaled_l2.experiments.results.files import read_json
 
+pytestmark = pytest.mark.once
+
 SIZES = {"hidden_0": 6 * 4, "output": 4 * 1}
 
 
@@ -33,6 +35,7 @@ def geometric_mean(coefficients):
     return math.exp(sum(logs) / 28)
 
 
+@pytest.mark.everywhere
 def test_evidence_proposes_and_holdout_tries_around_it(tmp_path):
     result = evident(directory=tmp_path)
     found = result.evidence
@@ -91,7 +94,6 @@ def normalized():
     return keras.Model(inputs, L.Dense(1, "sigmoid")(hidden))
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "message"),
     [
