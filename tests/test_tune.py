@@ -272,7 +272,6 @@ def test_wrong_input_is_one_clear_line_before_training(options, message, monkeyp
     assert "0x" not in str(caught.value)
 
 
-@pytest.mark.once
 def test_numbers_of_numpy_are_as_good_as_pythons():
     given = {"epochs": 2, "batch_size": 20, "patience": 1, "workers": 1}
     plain = plan_of(grid=[0.5, 2.0], seeds=[3, 5], hidden=[4], **given)
