@@ -45,8 +45,7 @@ def _marked(pages):
     once = pytest.mark.once("tensorflow")
     long = {"attach.md", "choosing.md", "compare.md", "evidence.md"}
     return [
-        pytest.param(page, marks=[once] if page.name in long else [])
-        for page in pages
+        pytest.param(page, marks=[once] if page.name in long else []) for page in pages
     ]
 
 

@@ -22,6 +22,7 @@ from keras_scaled_l2.experiments.results.transfer_text import findings
 
 pytestmark = pytest.mark.once
 
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     x = np.random.default_rng(0).normal(size=(80, 3)).astype("float32")

@@ -27,6 +27,7 @@ from keras_scaled_l2.experiments.tuning_plan import make_tuning_plan
 
 pytestmark = pytest.mark.once
 
+
 def problem(kind="binary", n=100, features=6):
     random = np.random.default_rng(0)
     x = random.normal(size=(n, features))

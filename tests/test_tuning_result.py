@@ -215,13 +215,15 @@ def test_findings_say_what_the_curve_says():
     assert "edge" not in text
     assert "No penalty" not in text
     assert "at the edge" in " ".join(made([1.5, 1.4, 1.3, 1.2, 1.1, 1.0]).findings)
-    assert "No penalty is as good" in " ".join(made([1.0] * 6).findings)
-    assert "No penalty is as good" in " ".join(
-        made([1, 1.1, 1.2, 1.3, 1.4, 2]).findings
-    )
+    assert "nothing that was tried is better" in " ".join(made([1.0] * 6).findings)
+    worse = [1, 1.1, 1.2, 1.3, 1.4, 2]
+    assert "No penalty is best" in " ".join(made(worse).findings)
+    dropped = made(worse, rule="dropout")
+    assert "No dropout is best" in " ".join(dropped.findings)
+    assert "To use it: no dropout" in dropped.table()
 
 
-@pytest.mark.parametrize(("none", "behind"), [(1.2, "20.0%"), (1.01, "1.0%")])
+@pytest.mark.parametrize(("none", "behind"), [(1.2, "20.0 %"), (1.01, "1.0 %")])
 def test_one_training_does_not_tell_whether_no_penalty_is_worse(none, behind):
     result = made((none, 1.19, 1.1, 1.0, 1.01, 1.4), seeds=1, epochs=1)
     text = " ".join(result.findings)
@@ -292,7 +294,7 @@ def test_strength_that_is_far_behind_is_named_though_too_few_can_tell():
     ]
     for given, named in ((measured, True), (measured[:2], False)):
         text = make_result(given, **FIELDS).findings[0]
-        assert ("the mean at 1e+03 is 272,809% worse" in text) == named, text
+        assert ("the mean at 1e+03 is 272,809 % worse" in text) == named, text
 
 
 @pytest.mark.once
@@ -370,7 +372,7 @@ def test_plateau_of_a_half_life_reaches_from_its_shortest_up_to_no_penalty():
     result = make_result(measured, **{**FIELDS, "rule": "half-life"})
     high = result.plateau["high"]
     assert result.plateau["low"] == 0 and 5.0 < high < 25.0
-    expected = f"Any value of {high:.3g} or more, and none, will do: all are within 2%"
+    expected = f"Any value of {high:.3g} or more, and none, will do: all are within 2 %"
     assert expected in result.findings[0]
     (axes,) = tuning_pages.draw(result).axes
     (span,) = [p for p in axes.patches if p.get_label() == "any of these will do"]

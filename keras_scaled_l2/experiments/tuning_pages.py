@@ -69,7 +69,7 @@ def draw(result: TuningResult) -> Figure:
                     point.mean,
                     color=drawing.COLORS[0],
                     linestyle="--",
-                    label="no penalty",
+                    label=tuning_text.without(result.rule),
                 )
             elif point.strength == result.best["strength"]:
                 axes.plot(
@@ -170,6 +170,7 @@ def page(result: TuningResult, drawing: str) -> str:
     found = _items(result.findings)
     header, *rows = tuning_text.cells(result)
     use, *others = tuning_text.use(result)
+    other = _items(others) if others else "<p>It has none.</p>"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width">'
@@ -180,7 +181,7 @@ def page(result: TuningResult, drawing: str) -> str:
         f"{_row('th', header)}</thead>\n<tbody>"
         f"{''.join(_row('td', row) for row in rows)}</tbody></table></div>\n"
         f"{_items(tuning_text.LEGEND)}\n<h2>The best strength in other words</h2>\n"
-        f"{_items(others) if others else '<p>None: no penalty has no other name.</p>'}"
+        f"{other}"
         "\n</body></html>\n"
     )
 

@@ -14,7 +14,7 @@ from keras_scaled_l2.experiments.results.tuning_records import (
     TuningRecord,
     falls,
 )
-from keras_scaled_l2.experiments.results.words import counted, places
+from keras_scaled_l2.experiments.results.words import counted, percent, places
 from keras_scaled_l2.report_text import EQUIVALENTS
 
 _CODE = {
@@ -38,7 +38,7 @@ def code(result: TuningRecord) -> str:
     """The line of code that puts the best strength to use."""
     strength = result.best["strength"]
     if not strength:
-        return "no penalty"
+        return without(result.rule)
     penalty = result.rule.removesuffix("+dropout")
     template = _CODE.get(penalty)
     if template is not None:
@@ -46,6 +46,11 @@ def code(result: TuningRecord) -> str:
     # A rule of the user's own, as the call that makes it.
     made, found = _STRENGTH.subn(rf"\g<1>{strength:g}", penalty, count=1)
     return f"ApplyL2({made})" if found else f"{result.rule} of strength {strength:g}"
+
+
+def without(rule: str) -> str:
+    """What the strength 0 of a rule is called."""
+    return "no dropout" if rule == "dropout" else "no penalty"
 
 
 def findings(
@@ -62,7 +67,7 @@ def findings(
             f"The optimum lies at the edge: {_say(points[found.best].strength)} is the "
             "end of the range that was tried. Try values beyond it."
         )
-    lines += _none(points, found)
+    lines += _none(points, found, rule)
     if inert_below:
         lines.append(
             f"Below {inert_below:.2g} nothing happens: the penalty would shrink no "
@@ -98,7 +103,7 @@ def evidence_findings(
     behind = abs(proposed.mean - best.mean) / abs(best.mean) if best.mean else math.nan
     return [
         *lines,
-        f"{around}: {_say(best.strength)} is best, the proposal {behind:.1%} behind.",
+        f"{around}: {_say(best.strength)} is best, the proposal {percent(behind, 1)} behind.",
     ]
 
 
@@ -113,7 +118,7 @@ def _plateau(points: Sequence[TuningPoint], found: Curve, rule: str) -> str:
     inside = points[first : last + 1]
     surely = all(abs(p.mean - best.mean) <= limit for p in inside)
     how = (
-        f"all are within {WITHIN:.0%} of the best"
+        f"all are within {percent(WITHIN)} of the best"
         if surely
         else "none differs significantly from the best "
         f"({counted(len(best.jobs), 'training')})"
@@ -131,34 +136,35 @@ def _far(inside: Sequence[TuningPoint], best: TuningPoint) -> str:
     if behind <= FAR * abs(best.mean) or not best.mean:
         return ""
     return (
-        f" But the mean at {_say(far.strength)} is {behind / abs(best.mean):,.0%} "
+        f" But the mean at {_say(far.strength)} is {percent(behind / abs(best.mean))} "
         "worse than the best: these are too few to tell. Give more seeds before you "
         "use it."
     )
 
 
-def _none(points: Sequence[TuningPoint], found: Curve) -> list[str]:
+def _none(points: Sequence[TuningPoint], found: Curve, rule: str) -> list[str]:
+    none = without(rule).capitalize()
     if points[found.best].strength == 0:
-        return ["No penalty is as good: nothing that was tried is better."]
+        return [f"{none} is best: nothing that was tried is better."]
     if found.none_is_as_good:
         return [
-            "No penalty is as good: what the best strength gains is not significant "
+            f"{none} is as good: what the best strength gains is not significant "
             f"({counted(len(points[found.best].jobs), 'training')})."
         ]
     if found.none_is_as_good is None and found.none_is_within is not None:
-        none = next(p for p in points if p.strength == 0)
-        return [_cannot_tell(none.mean, points[found.best].mean)]
+        zero = next(p for p in points if p.strength == 0)
+        return [_cannot_tell(zero.mean, points[found.best].mean, rule)]
     if found.none_is_within:
-        return [f"No penalty is worse, but within {WITHIN:.0%} of the best."]
+        return [f"{none} is worse, but within {percent(WITHIN)} of the best."]
     return []
 
 
-def _cannot_tell(none: float, best: float) -> str:
+def _cannot_tell(none: float, best: float, rule: str) -> str:
     """One pair of trainings has no spread to judge a difference by."""
     behind = abs(none - best) / abs(best) if best else math.nan
-    here = f": here it is {behind:.1%} behind" if math.isfinite(behind) else ""
+    here = f": here it is {percent(behind, 1)} behind" if math.isfinite(behind) else ""
     return (
-        f"One training cannot tell whether no penalty is as good{here}. Give more "
+        f"One training cannot tell whether {without(rule)} is as good{here}. Give more "
         "seeds, or use method kfold."
     )
 

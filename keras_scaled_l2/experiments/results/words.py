@@ -48,6 +48,11 @@ def places(values: Iterable[float | None]) -> int:
     return min(max(4 - exponent if exponent >= 0 else 3 - exponent, 0), 9)
 
 
+def percent(share: float, decimals: int = 0) -> str:
+    """A share, as the field's journals set it: ``2 %``."""
+    return f"{100 * share:,.{decimals}f} %"
+
+
 def p_value(p: float) -> str:
     """A p-value with three digits."""
     return f"{p:.3g}" if p >= 0.001 else "< 0.001"
