@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(config, items) -> None:
     chosen, left_out = [], []
     for item in items:
         mark = item.get_closest_marker("once")
-        there = mark is None or WANTED == (mark.args or [ONCE_ON])[0]
+        there = mark is None or (mark.args or [ONCE_ON])[0] == WANTED
         there |= item.get_closest_marker("everywhere") is not None
         (chosen if there else left_out).append(item)
     if left_out:

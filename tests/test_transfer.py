@@ -19,7 +19,6 @@ from keras_scaled_l2.experiments.results.scaling import Interval
 from keras_scaled_l2.experiments.results.transfer_records import Regret, RuleTransfer
 from keras_scaled_l2.experiments.results.transfer_text import findings
 
-
 pytestmark = pytest.mark.once
 
 

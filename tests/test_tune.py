@@ -24,7 +24,6 @@ from keras_scaled_l2.experiments.trials import Trials
 from keras_scaled_l2.experiments.tuner import Tuner, say_nothing
 from keras_scaled_l2.experiments.tuning_plan import make_tuning_plan
 
-
 pytestmark = pytest.mark.once
 
 

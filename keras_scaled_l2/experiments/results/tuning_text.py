@@ -103,7 +103,8 @@ def evidence_findings(
     behind = abs(proposed.mean - best.mean) / abs(best.mean) if best.mean else math.nan
     return [
         *lines,
-        f"{around}: {_say(best.strength)} is best, the proposal {percent(behind, 1)} behind.",
+        f"{around}: {_say(best.strength)} is best, the proposal "
+        f"{percent(behind, 1)} behind.",
     ]
 
 
