@@ -106,8 +106,9 @@ def pytest_collection_finish(session) -> None:
 
 
 def pytest_report_header() -> str:
-    left = "" if WANTED == ONCE_ON else f"; on {ONCE_ON} only: {len(ONCE)} files"
-    return f"Keras {keras.__version__} on {keras.config.backend()}{left}"
+    left = f"; what is marked once is left to {ONCE_ON} (here: ONCE_ON={WANTED})"
+    there = "" if WANTED == ONCE_ON else left
+    return f"Keras {keras.__version__} on {keras.config.backend()}{there}"
 
 
 @pytest.fixture(autouse=True)

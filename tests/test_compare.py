@@ -25,6 +25,7 @@ from keras_scaled_l2.experiments.progress import Bar, Lines, Progress, choose
 from keras_scaled_l2.experiments.results.files import read_json
 from keras_scaled_l2.scalars import LAYOUT
 
+pytestmark = pytest.mark.once
 ARMS = ("none", "l2", "sample+dropout")
 
 
@@ -89,6 +90,7 @@ def without_seconds(comparison):
     return dataclasses.replace(comparison, arms=tuple(arms))
 
 
+@pytest.mark.everywhere
 def test_every_arm_is_run_from_every_seed(made):
     comparison, _ = made
     assert [arm.name for arm in comparison.arms] == list(ARMS)
@@ -127,6 +129,7 @@ def test_starting_cost_has_the_penalty_of_the_rule(made):
     assert comparison["none"].runs[0].starting_cost.penalty == 0
 
 
+@pytest.mark.everywhere
 def test_same_call_gives_the_same_numbers(made):
     comparison, _ = made
     np.random.default_rng(5).random()
@@ -144,6 +147,7 @@ def assert_charts_are_filled(tags):
     assert len(names) == 2
 
 
+@pytest.mark.everywhere
 def test_directory_holds_json_page_and_curves(made):
     comparison, folder = made
     assert Comparison.from_dict(read_json(folder / "comparison.json")) == comparison
@@ -209,6 +213,7 @@ def test_optimizer_object_is_used_and_recorded(quick):
     assert not optimizer.built
 
 
+@pytest.mark.everywhere
 def test_strength_zero_and_dropout_zero_equal_none_exactly():
     penalties = ("l2", "scaled", "sample", "decay")
     names = ("none", *penalties, "dropout", "sample+dropout")
@@ -239,6 +244,7 @@ class Counting(keras.layers.Layer):
         return inputs
 
 
+@pytest.mark.everywhere
 def test_one_network_is_compiled_once_for_all_arms_and_seeds(monkeypatch):
     engines, made = [], Engine.__init__
 
@@ -306,6 +312,7 @@ def test_regression_has_losses_and_no_accuracy(tmp_path):
     assert "By test accuracy" not in comparison.table()
 
 
+@pytest.mark.everywhere
 def test_network_of_a_function_is_made_anew_for_each_seed():
     def network():
         return keras.Sequential(
@@ -324,7 +331,6 @@ def test_network_of_a_function_is_made_anew_for_each_seed():
     assert without_seconds(again) == without_seconds(first)
 
 
-@pytest.mark.once
 @pytest.mark.skipif(
     not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in this Keras"
 )
@@ -333,7 +339,6 @@ def test_optimizer_of_several_learning_rates_is_refused():
         small(optimizer=several_rates())
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -22,6 +22,7 @@ from keras_scaled_l2 import (
 from keras_scaled_l2.efolds import e_folds, e_folds_of_decay, learning_rates
 from keras_scaled_l2.rule import effective_coefficient
 
+pytestmark = pytest.mark.once
 SAMPLES, BATCH, EPOCHS = 64, 4, 40
 UPDATES = EPOCHS * SAMPLES // BATCH
 
@@ -42,6 +43,7 @@ def shrunk(optimizer, c):
     return math.log(before / np.linalg.norm(model.get_weights()[0]))
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_e_folds_are_what_a_weight_without_data_shrinks_by(momentum):
     sgd = keras.optimizers.SGD(0.01, momentum=momentum)
@@ -51,6 +53,7 @@ def test_e_folds_are_what_a_weight_without_data_shrinks_by(momentum):
     assert shrunk(sgd, c) == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.everywhere
 def test_e_folds_follow_a_schedule():
     schedule = keras.optimizers.schedules.CosineDecay(0.02, UPDATES)
     sgd = keras.optimizers.SGD(schedule)
@@ -110,6 +113,7 @@ def test_suggested_strength_gives_the_e_folds_that_were_asked_for(name):
     assert found.rule in str(found)
 
 
+@pytest.mark.everywhere
 def test_suggestion_leaves_the_model_as_it_was():
     model = model_of(16, 2)
     before = keras.regularizers.L2(0.5)
@@ -199,6 +203,7 @@ def test_suggestion_of_wrong_input_is_refused(options, message):
         suggest(model_of(4), **(given | options))
 
 
+@pytest.mark.everywhere
 def test_apply_l2_says_that_a_penalty_is_inert_and_what_is_not(capsys):
     x = np.ones((SAMPLES, 8), "float32")
     for c, inert in ((1e-5, True), (1e-2, False)):

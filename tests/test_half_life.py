@@ -217,6 +217,7 @@ def test_discovery_finds_the_adaptive_optimizers():
     assert {"Adam", "AdamW", "RMSprop", "Lion"} <= set(ADAPTIVE)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_adaptive_optimizer_is_refused_with_a_decay_that_halves_in_these_epochs(name):
     optimizer = getattr(optimizers, name)(learning_rate=0.05)
@@ -423,6 +424,7 @@ def test_learning_rate_of_0_is_no_matter_where_nothing_needs_it(kind):
     assert losses(model) == pytest.approx([formula(EPOCHS, learning_rate=0.05)])
 
 
+@pytest.mark.once
 def test_mean_rate_of_a_warm_up_halves_the_weight_as_the_error_says():
     schedule = warm_up()
     mean = float(np.mean(rates(schedule)))
@@ -448,6 +450,7 @@ def test_adaptive_optimizer_at_a_rate_of_0_is_refused_with_the_formula():
 # ------------------------------------------------- fewer examples than a batch holds
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("accumulated", [None, 5])
 @pytest.mark.parametrize("by", ["fit", "bind", "rule"])
 def test_weight_halves_where_a_batch_has_room_for_more_than_all_examples(

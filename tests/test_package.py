@@ -14,6 +14,7 @@ from models import run_python
 
 import keras_scaled_l2
 
+pytestmark = pytest.mark.once
 PACKAGE = pathlib.Path(keras_scaled_l2.__file__).parent
 NAME = "keras_scaled_l2"
 BACKENDS = {"tensorflow", "jax", "jaxlib", "torch", "flax"}
@@ -199,7 +200,6 @@ def cycles(sources):
     return found
 
 
-@pytest.mark.once
 def test_arrows_between_the_modules_are_those_of_the_design():
     assert len(modules()) > 10
     assert violations(modules()) == []
@@ -251,7 +251,6 @@ PLANTED = {
 }
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("module", PLANTED)
 def test_a_planted_violation_is_found(module):
     line, expected = PLANTED[module]
@@ -288,7 +287,6 @@ def requirements(text):
     return {re.match(r"[\w.-]+", line).group() for line in text.split("\n") if line}
 
 
-@pytest.mark.once
 def test_experiments_import_only_what_their_extra_installs():
     config = setup_cfg()
     declared = requirements(config["options"]["install_requires"]) | requirements(
@@ -305,13 +303,11 @@ def test_experiments_import_only_what_their_extra_installs():
     assert {DISTRIBUTIONS.get(name, name) for name in used} <= declared
 
 
-@pytest.mark.once
 def test_library_declares_what_it_imports_and_no_more():
     needed = requirements(setup_cfg()["options"]["install_requires"])
     assert needed == LIBRARY_NEEDS
 
 
-@pytest.mark.once
 def test_public_names_are_those_of_the_design():
     assert {*keras_scaled_l2.__all__} - {"__version__"} == PUBLIC
     assert {*dir(keras_scaled_l2)} >= PUBLIC
@@ -319,7 +315,6 @@ def test_public_names_are_those_of_the_design():
         _ = keras_scaled_l2.L3
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_public_name_has_a_docstring_of_its_own(name):
     exported = getattr(keras_scaled_l2, name)
@@ -343,7 +338,6 @@ for path in sys.argv[1:]:
 """
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("first", ["keras", "keras_scaled_l2"])
 def test_importing_is_enough_to_load_a_saved_model(first, tmp_path):
     rule = keras_scaled_l2.ScaledL2(2.0)
@@ -396,13 +390,11 @@ def test_each_module_can_be_the_first_that_is_imported():
     assert run_python(FIRST, NAME, *sorted(names)) == ""
 
 
-@pytest.mark.once
 def test_a_name_is_a_function_though_a_module_has_loaded_its_home():
     text = "from keras_scaled_l2 import ApplyL2, attach, report, units; print(attach)"
     assert "function attach" in run_python(text)
 
 
-@pytest.mark.once
 def test_command_converts_without_loading_keras():
     text = (
         "import sys; from keras_scaled_l2.cli import main; "
@@ -440,6 +432,7 @@ def process(tmp_path_factory):
     return added, after, log_dir
 
 
+@pytest.mark.everywhere
 def test_importing_brings_nothing_along_that_keras_does_not(process):
     added, _, _ = process
     assert NAME in added
@@ -448,6 +441,7 @@ def test_importing_brings_nothing_along_that_keras_does_not(process):
     assert added - set(sys.stdlib_module_names) <= allowed
 
 
+@pytest.mark.everywhere
 def test_training_with_event_files_works_in_a_new_process(process):
     _, after, log_dir = process
     assert {"keras", "tensorboard", keras.config.backend()} <= after
@@ -462,7 +456,6 @@ if keras.config.backend() != "tensorflow":
         assert "tensorflow" not in after
 
 
-@pytest.mark.once
 def test_no_file_of_the_package_is_longer_than_400_lines():
     lines = {
         path.relative_to(PACKAGE).as_posix(): len(path.read_text("utf-8").splitlines())
@@ -472,7 +465,6 @@ def test_no_file_of_the_package_is_longer_than_400_lines():
     assert {name: n for name, n in lines.items() if n > 400} == {}
 
 
-@pytest.mark.once
 def test_development_names_every_file_of_the_package():
     page = (PACKAGE.parent / "docs" / "development.md").read_text(encoding="utf-8")
     files = {path.name for path in PACKAGE.rglob("*.py")} - {"__init__.py"}

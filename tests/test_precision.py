@@ -238,6 +238,7 @@ for floatx, rule in itertools.product(FLOATX, SOME_RULES):
 """
 
 
+@pytest.mark.once
 def test_floatx_of_any_precision_gives_penalties_that_add_to_the_loss():
     printed = run_python(FLOATX, pathlib.Path(__file__).parent)
     found = [

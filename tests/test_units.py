@@ -16,6 +16,7 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from keras_scaled_l2.regularizers import HalfLifeL2, PriorL2, SampleL2
 from keras_scaled_l2.units import CONVENTIONS, COUNTS, convert
 
+pytestmark = pytest.mark.once
 NAMES = [
     "keras",
     "textbook",
@@ -555,6 +556,7 @@ def test_mlp_regressor_halves_the_squared_error_so_its_alpha_is_half(data):
     assert_optimum_of_keras(layers, c, "mean_squared_error", x, y)
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("solver", ["sgd", "adam"])
 def test_mlp_alpha_takes_the_same_mini_batch_steps_as_keras(solver, data):
     x, y = data
@@ -625,6 +627,7 @@ def test_prior_std_makes_the_cost_the_negative_log_posterior(fan_in, data):
     )
 
 
+@pytest.mark.everywhere
 def test_textbook_lambda_over_two_m_is_the_penalty_of_keras():
     w = np.random.default_rng(1).normal(size=(5, 3))
     c = convert(0.7, "textbook", "keras", samples=40)
@@ -647,6 +650,7 @@ def without_data_gradient(optimizer, c=0.0):
     return step
 
 
+@pytest.mark.everywhere
 def test_l2_and_keras_weight_decay_are_equal_under_plain_sgd():
     c = 0.05
     decay = convert(c, "keras", "decoupled")
@@ -658,6 +662,7 @@ def test_l2_and_keras_weight_decay_are_equal_under_plain_sgd():
         assert decoupled() == expected
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_l2_and_keras_weight_decay_share_the_time_scale_under_momentum(nesterov):
     rate, momentum, c, steps = 0.1, 0.9, 0.002, 300
@@ -673,6 +678,7 @@ def test_l2_and_keras_weight_decay_share_the_time_scale_under_momentum(nesterov)
     assert math.log(with_l2) == pytest.approx(math.log(with_decay), rel=0.01)
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_half_life_is_the_epochs_in_which_a_weight_without_data_gradient_halves(
     momentum,
@@ -687,6 +693,7 @@ def test_half_life_is_the_epochs_in_which_a_weight_without_data_gradient_halves(
     assert steps / (1600 / 16) == pytest.approx(epochs, rel=0.015)
 
 
+@pytest.mark.everywhere
 def test_half_life_of_adamw_is_that_of_its_decoupled_weight_decay():
     counts_ = {"samples": 1600, "batch_size": 16, "learning_rate": 0.01}
     decay = convert(2.0, "half_life", "decoupled", **counts_)
