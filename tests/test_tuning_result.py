@@ -257,6 +257,10 @@ def test_best_strength_in_other_conventions_and_as_code():
     assert "Ridge (squared error; k targets: k times): alpha = 10\n" in result.table()
     assert result.code() == "kernel_regularizer=keras.regularizers.L2(0.01)"
     assert made(exact=False).best["half_life_epochs"] is None
+    assert "with the largest c:" not in result.table()
+    jobs = (TuningJob(0, 0, 1.0, 0.9, 4, 200),)
+    by_layer = [Measured(1.0, (0.01, 0.1), 1.0, False, jobs)]
+    assert "with the largest c: " in make_result(by_layer, **FIELDS).table()
 
 
 def test_text_and_markdown_show_every_point():

@@ -203,7 +203,8 @@ _HEADER = ("strength", "c", "e-folds", "mean", "95 % interval", "jobs", "steps",
 LEGEND = (
     "c: the coefficient, as in keras.regularizers.L2(c).",
     "e-folds: the penalty alone would shrink a weight to exp(-e-folds) of itself over "
-    "the whole training; below 0.02 nothing happens, above 30 the data hardly count.",
+    "the whole training (one with the largest c); below 0.02 nothing happens, above 30 "
+    "the data hardly count.",
     "95 % interval: of the difference to the best on the same trainings, added to the "
     "mean of the best.",
     "one standard error: the strongest penalty whose mean is within one standard error "
@@ -282,7 +283,9 @@ def use(result: TuningRecord) -> Iterable[str]:
         )
     life = result.best["half_life_epochs"]
     if life is not None:
-        yield f"Half-life of a weight without data gradient: {life:.3g} epochs"
+        low, high = result[result.best["strength"] or 0.0].coefficient
+        where = "" if low == high else " and with the largest c"
+        yield f"Half-life of a weight without data gradient{where}: {life:.3g} epochs"
     for name, value in result.equivalents().items():
         if name not in ("keras", "half_life"):
             yield f"{EQUIVALENTS[name]} = {value:.3g}"
