@@ -232,6 +232,7 @@ def test_real_trainings_of_a_users_own_function(data):
         ({"sizes": (1, 300)}, "at width 1. Expected a larger size"),
         ({"widths": (1, 2)}, "both sizes and widths: expected one"),
         ({"sizes": None, "widths": (0, 2)}, "width 0: expected a whole number"),
+        ({"sizes": None, "widths": (2, 10**6)}, "width 1000000: the weights take 37"),
         ({"seeds": 1}, "expected 2 or more, since the intervals"),
         ({"model": "conv"}, "Use 'dense'"),
         ({"model": "mlp"}, "unknown model 'mlp'"),

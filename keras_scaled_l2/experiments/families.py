@@ -15,6 +15,7 @@ from keras_scaled_l2.experiments.architectures import Architecture
 from keras_scaled_l2.experiments.errors import InputError, unknown
 from keras_scaled_l2.experiments.plan import check_count
 from keras_scaled_l2.experiments.problems import Problem
+from keras_scaled_l2.experiments.room import check_weights
 
 NAMES = ("dense", "conv", "residual")
 WIDEST = 100_000
@@ -53,6 +54,12 @@ def member(family: Family, problem: Problem, width: int) -> Member:
         InputError: If there is no such family, or it does not fit the problem.
     """
     width = check_count("width", width)
+    if isinstance(family, str) and family in NAMES:
+        inputs = problem.x_train.shape[1:]
+        # What is no image is refused by the architecture.
+        if family == "dense" or len(inputs) == 3:
+            weights = _weights(family, inputs, problem.outputs, width)
+            check_weights(f"width {width}", weights, "Give smaller networks.")
     found = _architecture(family, problem, width)
     network = found.build(0)
     weights = sum(elements(v.shape) for v in network.trainable_weights)

@@ -14,19 +14,28 @@ from keras_scaled_l2.experiments.problems import Problem
 def check_hidden(hidden: Sequence[int], problem: Problem) -> None:
     """Refuse hidden layers whose weights alone are more than the machine's memory.
 
-    Each backend says so in another way, if the system does not end the process before.
-
     Raises:
         InputError: If they are.
     """
     widths = [math.prod(problem.x_train.shape[1:]), *hidden, problem.outputs]
     weights = sum((below + 1) * above for below, above in itertools.pairwise(widths))
+    units = ",".join(map(str, hidden))
+    check_weights(f"hidden units {units}", weights, "Give fewer units.")
+
+
+def check_weights(what: str, weights: int, remedy: str) -> None:
+    """Refuse so many weights if they alone are more than the machine's memory.
+
+    Each backend says so in another way, if the system does not end the process before.
+
+    Raises:
+        InputError: If they are.
+    """
     room = _memory()
     if 4 * weights > room:
         raise InputError(
-            f"hidden units {','.join(map(str, hidden))}: the weights take "
-            f"{4 * weights // 2**30} GiB, expected less than the {room / 2**30:.3g} "
-            "GiB of this machine. Give fewer units."
+            f"{what}: the weights take {4 * weights // 2**30} GiB, expected less than "
+            f"the {room / 2**30:.3g} GiB of this machine. {remedy}"
         )
 
 
