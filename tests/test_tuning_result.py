@@ -263,6 +263,14 @@ def test_best_strength_in_other_conventions_and_as_code():
     assert "with the largest c: " in make_result(by_layer, **FIELDS).table()
 
 
+def test_figure_of_one_strength_beside_none_has_an_axis():
+    jobs = (TuningJob(0, 0, 1.0, 0.9, 4, 200),)
+    tried = [Measured(c, (c, c), 100 * c, False, jobs) for c in (0.0, 0.1)]
+    (axes,) = tuning_pages.draw(make_result(tried, **FIELDS)).axes
+    low, high = axes.get_xlim()
+    assert low < 0.1 < high
+
+
 def test_text_and_markdown_show_every_point():
     result = made()
     for text in (result.table(), result.to_markdown()):
