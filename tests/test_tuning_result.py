@@ -281,7 +281,6 @@ def test_text_and_markdown_show_every_point():
         assert "one standard error" in text
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("factor", "shown"), [(1.0, "1.0010"), (1e-4, "0.0001001"), (1e3, "1001.0")]
 )
@@ -295,7 +294,6 @@ def test_losses_have_the_decimals_of_their_size(factor, shown):
     assert "4.000e+11" in text
 
 
-@pytest.mark.once
 def test_strength_that_is_far_behind_is_named_though_too_few_can_tell():
     losses = {0.01: (1.0, 1.1, 1.2), 0.1: (1.01, 1.1, 1.2), 1000.0: (2.0, 4.0, 9000.0)}
     measured = [
@@ -309,7 +307,6 @@ def test_strength_that_is_far_behind_is_named_though_too_few_can_tell():
         assert ("the mean at 1e+03 is 272,809 % worse" in text) == named, text
 
 
-@pytest.mark.once
 def test_line_is_broken_neither_in_a_name_nor_before_a_percent_sign():
     rule = "half-life" + " half-life" * 40
     lines = made(rule=rule, inert_below=2e-4).table().splitlines()
@@ -319,7 +316,6 @@ def test_line_is_broken_neither_in_a_name_nor_before_a_percent_sign():
     assert "\n%" not in words
 
 
-@pytest.mark.once
 def test_decay_is_put_to_use_on_what_was_decayed():
     text = made(rule="decay").table()
     assert "To use it: weight_decay=0.01\nKernels alone were decayed" in text
