@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -30,6 +29,7 @@ from keras_scaled_l2.rule import Rule, check_is_regularizer
 from keras_scaled_l2.saving import unsaved
 from keras_scaled_l2.steps import put_regularizer, refresh_steps
 from keras_scaled_l2.validation import check_is_model, positive_count
+from keras_scaled_l2.warn import warn
 
 Where = (
     Callable[[keras.Layer, keras.Variable], bool]
@@ -330,12 +330,11 @@ def warn_of_unsaved(model: keras.Model, weights: Iterable[Weight]) -> None:
     """Warn of penalties that a saved file or a clone would not hold."""
     lost = unsaved(model, weights)
     if lost:
-        warnings.warn(
+        warn(
             f"The penalty of {_named(lost)} is in model.losses, but a saved file or a "
             "clone will not hold it: the layer has no ..._regularizer argument, or one "
             "for several weights that differ, or is inside a subclassed model or "
             "custom layer whose config does not hold it. Attach again after loading.",
-            stacklevel=3,
         )
 
 
@@ -353,12 +352,11 @@ def warn_of_double_decay(model: keras.Model, weights: Iterable[Weight]) -> None:
     if paths <= told:
         return
     told |= paths
-    warnings.warn(
+    warn(
         f"Decayed twice: {_named(both)}, by an L2 penalty and by the optimizer's "
         f"{argument}={value:g}. Use one: compile with "
         f"{type(optimizer).__name__}(..., {without_weight_decay(model, first)}), or "
         f"exclude them with {excluding_from_weight_decay(model, first)}.",
-        stacklevel=3,
     )
 
 

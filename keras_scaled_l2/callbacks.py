@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import warnings
 from typing import Any
 
 import keras
@@ -46,6 +45,7 @@ from keras_scaled_l2.scalars import (
 from keras_scaled_l2.steps import refresh_steps
 from keras_scaled_l2.tensorboard import EventFile, EventFiles
 from keras_scaled_l2.validation import check_is_model, positive_count
+from keras_scaled_l2.warn import warn
 
 Logs = dict[str, Any]
 
@@ -216,7 +216,7 @@ class CostMonitor(keras.callbacks.Callback):
         text = text or self._what_is_not_measured()
         if text is not None:
             self._warned = True
-            warnings.warn(text, stacklevel=3)
+            warn(text)
 
     def _what_is_wrong(self, split: CostSplit, logs: Logs) -> str | None:
         model, name = self.model, self.model.name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from keras_scaled_l2.gradients import Tensor, strategy_scope, sum_of_squares, to
 from keras_scaled_l2.grams import RowFinder, gamma_of_all
 from keras_scaled_l2.rule import Quadratic, Rule
 from keras_scaled_l2.steps import put_regularizer, rebuild_steps
+from keras_scaled_l2.warn import warn
 
 _MOST_MOVE = math.log(2.0)
 _DAMPING = 0.5
@@ -201,12 +201,11 @@ class Learning:
 
     def _stop(self) -> None:
         self.stopped = True
-        warnings.warn(
+        warn(
             f"EvidenceL2 stops: {self._model.name!r} fits its training examples "
             f"(mean loss below {_INTERPOLATES:g}), where gamma goes to 0 and the "
             "strength with it. The strengths stay as they are, for the rest of this "
             "training; choose one with validation data.",
-            stacklevel=5,
         )
 
 

@@ -261,8 +261,10 @@ def test_an_interpolating_network_stops_with_a_warning():
         kernel = scale * np.eye(*layer.kernel.shape)
         layer.set_weights([kernel, np.zeros(kernel.shape[1])])
     callbacks = [ApplyL2(EvidenceL2(0.1, burn_in=1))]
-    with pytest.warns(UserWarning, match="stops.*fits its training examples"):
+    with pytest.warns(UserWarning, match="stops.*fits its training examples") as told:
         history = model.fit(x, y, epochs=3, verbose=0, callbacks=callbacks).history
+    [ours] = [w for w in told if "EvidenceL2 stops" in str(w.message)]
+    assert ours.filename == __file__
     for path in coefficients(model):
         assert len(set(history[f"c/{path}"])) == 1
 

@@ -3,6 +3,7 @@
 import enum
 import functools
 import gc
+import linecache
 import warnings
 import weakref
 
@@ -390,3 +391,14 @@ def test_two_decays_are_warned_of_once_for_an_optimizer():
             for _ in range(2):
                 fit(model, X, Y, ApplyL2(SampleL2(1.0)), CostMonitor(), epochs=1)
         assert len([w for w in caught if "Decayed twice" in str(w.message)]) == 1
+
+
+def test_warning_of_a_callback_names_the_line_that_called_fit():
+    model = linear(**QUICK)
+    model.compile(keras.optimizers.AdamW(weight_decay=0.004), "mse", **QUICK)
+    with pytest.warns(UserWarning, match="Decayed twice") as told:
+        model.fit(X, Y, callbacks=[ApplyL2(SampleL2(1.0))], verbose=0)
+    [ours] = [w for w in told if "Decayed twice" in str(w.message)]
+    assert ours.filename == __file__
+    line = linecache.getline(__file__, ours.lineno)
+    assert line.strip().startswith("model.fit(")

@@ -152,8 +152,9 @@ def test_compare_and_the_command_say_it_before_training(tmp_path, capsys):
     path = tmp_path / "raw.npz"
     np.savez(path, x_train=given.x_train, y_train=given.y_train)
     options = {"arms": ["none"], "seeds": 1, "epochs": 1, "hidden": (4,)}
-    with pytest.warns(DataWarning, match="before the first step"):
+    with pytest.warns(DataWarning, match="before the first step") as told:
         compare("dense", path, **options, progress=False)
+    assert [w.filename for w in told if w.category is DataWarning] == [__file__]
     command = f"compare --problem {path} --arms none --seeds 1 --epochs 1 --hidden 4"
     command = [*command.split(), "--quiet", "--directory"]
     assert cli.main([*command, f"{tmp_path}/raw"]) == 0

@@ -388,6 +388,26 @@ def test_plateau_of_a_half_life_reaches_from_its_shortest_up_to_no_penalty():
     assert found == pytest.approx((high, 25.0))
 
 
+def test_wide_intervals_are_said_to_tell_nothing_in_words_and_in_the_figure():
+    losses = {0.0: (3.0, 0.5, 0.4), 0.1: (0.5, 0.6, 0.4), 10.0: (9.0, 8.0, 9.5)}
+    measured = [
+        Measured(
+            *(c, (c, c), c, False),
+            tuple(TuningJob(s, 0, loss, 0.9, 4, 200) for s, loss in enumerate(values)),
+        )
+        for c, values in losses.items()
+    ]
+    result = make_result(measured, **FIELDS)
+    assert result.plateau["low"] == 0 and result.best["strength"] == 0.1
+    # (3.0 + 0.5 + 0.4) / 3 = 1.3, against 0.5.
+    expected = "But the mean at none is 160 % worse than the best: these are too few"
+    assert expected in result.findings[0]
+    (axes,) = tuning_pages.draw(result).axes
+    labels = axes.get_legend_handles_labels()[1]
+    assert "too few trainings to tell" in labels
+    assert "any of these will do" not in labels
+
+
 def test_two_trainings_recommend_no_strength_that_is_far_from_the_best():
     # t is 12.7 with two: hardly any difference is significant.
     losses = {0.1: (0.50, 0.52), 1.0: (0.501, 0.52), 10.0: (0.8, 0.9)}

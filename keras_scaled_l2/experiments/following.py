@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.learning import Learning
 from keras_scaled_l2.rule import Rule
 from keras_scaled_l2.scalars import evidence_logs
+from keras_scaled_l2.warn import warn
 
 
 class Follower:
@@ -79,7 +79,7 @@ class Follower:
         except ValueError as error:
             # Residuals without noise: in the middle of a training, and of others.
             self._learning.stopped = True
-            warnings.warn(f"The strengths stay: {one_line(error)}", stacklevel=2)
+            warn(f"The strengths stay: {one_line(error)}")
 
     def _coefficients(self) -> dict[str, float]:
         found = present_coefficients(self._network)
@@ -120,10 +120,9 @@ def check_following(
     except ValueError as error:
         raise InputError(f"{name}: {one_line(error)}") from error
     if follower.unknown:
-        warnings.warn(
+        warn(
             f"{name}: the strength of {', '.join(follower.unknown)} stays as it was "
             "given: gamma of such large layers is known for Dense only.",
             DataWarning,
-            stacklevel=2,
         )
     return follower

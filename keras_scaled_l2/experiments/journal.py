@@ -6,7 +6,6 @@ import json
 import math
 import os
 import pathlib
-import warnings
 from typing import Any
 
 from keras_scaled_l2.experiments.errors import InputError, RecordWarning, one_line
@@ -20,6 +19,7 @@ from keras_scaled_l2.experiments.transfer_lines import Key
 from keras_scaled_l2.experiments.transfer_plan import TransferPlan
 from keras_scaled_l2.experiments.transfer_result import Records
 from keras_scaled_l2.experiments.writes import Writes
+from keras_scaled_l2.warn import warn
 
 _FARTHEST = 99
 """No place on an axis, half a decade each, is farther from 0."""
@@ -82,11 +82,10 @@ class Journal:
         if damaged:
             aside = path.with_suffix(".damaged")
             write_bytes(aside, content)
-            warnings.warn(
+            warn(
                 f"{os.fspath(path)!r}: {damaged} of {len(whole)} lines are damaged. It "
                 f"is kept as {aside.name!r}; what they held is trained again.",
                 RecordWarning,
-                stacklevel=2,
             )
         if damaged or cut or not lines:
             write_text(path, "".join(f"{line}\n" for line in (head, *kept)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import keras
@@ -12,6 +11,7 @@ from keras_scaled_l2.experiments.errors import DataWarning, InputError
 from keras_scaled_l2.experiments.outputs import ends_in, gives_probability_per_class
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.validation import keras_2_remedy
+from keras_scaled_l2.warn import warn
 
 
 def check_model(model: Any, problem: Problem) -> None:
@@ -116,12 +116,11 @@ def _tell_other_loss(model: keras.Model, problem: Problem) -> None:
         pass  # None of them, or with smoothing or weights.
     plain = isinstance(given, str | list | dict)
     name = given if plain else getattr(given, "__name__", type(given).__name__)
-    warnings.warn(
+    warn(
         f"model {model.name!r} is compiled with loss={name!r}, which is not used: it "
         f"is trained with {_LOSSES[trained]}, the plain mean over the examples without "
         "label smoothing or weights. Compile it with that, or not at all.",
         DataWarning,
-        stacklevel=4,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import keras
@@ -15,6 +14,7 @@ from keras_scaled_l2.experiments.outputs import (
     network_outputs,
 )
 from keras_scaled_l2.experiments.problems import Problem
+from keras_scaled_l2.warn import warn
 
 EXAMPLES = 256
 """So many training examples tell: raw pixels start 50 times above guessing."""
@@ -44,19 +44,17 @@ def check_start(network: keras.Model, problem: Problem) -> None:
         )
     guess = _guess(problem)
     if loss > FAR * guess and _size(problem.x_train) > LARGE:
-        warnings.warn(
+        warn(
             f"{features}: before the first step the data loss of model "
             f"{network.name!r} is {loss:.3g}, where guessing has {guess:.3g}. "
             f"{_remedy(problem)}",
             DataWarning,
-            stacklevel=3,
         )
     if problem.task == "regression" and _size(problem.y_train) > LARGE:
-        warnings.warn(
+        warn(
             f"targets of {problem.name!r} range from {_range(problem.y_train)}: such "
             "errors make large steps. Save them as (y - y.mean()) / y.std().",
             DataWarning,
-            stacklevel=3,
         )
 
 

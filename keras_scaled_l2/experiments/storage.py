@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +23,7 @@ from keras_scaled_l2.experiments.results.files import (
     read_json,
     write_json,
 )
+from keras_scaled_l2.warn import warn
 
 CONFIGURATION = "configuration.json"
 RUNS = "runs"
@@ -90,11 +90,10 @@ class Store:
         except (KeyError, RecursionError, TypeError, ValueError) as error:
             aside = path.with_suffix(".damaged")
             path.replace(aside)
-            warnings.warn(
+            warn(
                 f"record {os.fspath(path)!r} is damaged ({one_line(error)}): it is set "
                 f"aside as {aside.name!r}, and the run is made again.",
                 RecordWarning,
-                stacklevel=2,
             )
             return None
         found: dict[str, Any] = record

@@ -122,12 +122,22 @@ def _draw_ranges(
         return
     strengths = [p.strength for p in positive]
     low, high = result.plateau["low"], result.plateau["high"]
-    if low == 0 < high:
+    with_none = low == 0
+    if with_none and high > 0:
         # From no penalty, which is beyond the weakest.
         weakest = strengths[0]
         low, high = (high, weakest) if falls(positive) else (weakest, high)
     if high > low:
-        axes.axvspan(low, high, color=PLATEAU, alpha=0.15, label="any of these will do")
+        inside = [
+            p
+            for p in result.points
+            if math.isfinite(p.mean)
+            and (low <= p.strength <= high or (with_none and p.strength == 0))
+        ]
+        best = next(p for p in inside if p.strength == result.best["strength"])
+        far = tuning_text.far_off(inside, best)
+        label = "any of these will do" if far is None else "too few trainings to tell"
+        axes.axvspan(low, high, color=PLATEAU, alpha=0.15, label=label)
     found = _inert_edge(result, positive)
     if found is None:
         return

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import pathlib
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from keras_scaled_l2.experiments.errors import RecordWarning, WriteError, one_line
+from keras_scaled_l2.warn import warn
 
 
 class Writes:
@@ -64,11 +64,10 @@ class Writes:
 
     def _note(self, name: str, error: OSError) -> None:
         if self._error is None:
-            warnings.warn(
+            warn(
                 f"{name} cannot be written ({_reason(error)}): the trainings go on, "
                 "and what is left is tried again.",
                 RecordWarning,
-                stacklevel=2,
             )
         self._error = error
 

@@ -130,14 +130,20 @@ def _plateau(points: Sequence[TuningPoint], found: Curve, rule: str) -> str:
     return f"{name}. Any value {span} will do: {how}.{_far(inside, best)}"
 
 
-def _far(inside: Sequence[TuningPoint], best: TuningPoint) -> str:
-    """That an interval is wide, not that a strength is good, where a mean says so."""
+def far_off(inside: Iterable[TuningPoint], best: TuningPoint) -> TuningPoint | None:
+    """The strength of a plateau whose mean says that its interval is merely wide."""
     far = max(inside, key=lambda p: abs(p.mean - best.mean))
     behind = abs(far.mean - best.mean)
-    if behind <= FAR * abs(best.mean) or not best.mean:
+    return far if best.mean and behind > FAR * abs(best.mean) else None
+
+
+def _far(inside: Sequence[TuningPoint], best: TuningPoint) -> str:
+    far = far_off(inside, best)
+    if far is None:
         return ""
+    behind = abs(far.mean - best.mean) / abs(best.mean)
     return (
-        f" But the mean at {_say(far.strength)} is {percent(behind / abs(best.mean))} "
+        f" But the mean at {_say(far.strength)} is {percent(behind)} "
         "worse than the best: these are too few to tell. Give more seeds before you "
         "use it."
     )
