@@ -20,6 +20,7 @@ import atlas_cells
 import atlas_examples
 import atlas_first
 import atlas_rules
+import atlas_sizes
 from atlas_results import (
     GOAL,
     HALF_LIFE,
@@ -60,6 +61,7 @@ def tables(results: Sequence[Result], others: Sequence[Result]) -> dict[str, str
     return {
         "measured": _measured(results, others),
         "answer": _answer(results),
+        "sizes": atlas_sizes.sizes(results),
         "exponents": _exponents(results),
         "regrets": _regrets(results),
         "examples": atlas_examples.examples(results),
