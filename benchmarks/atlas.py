@@ -292,13 +292,19 @@ def _train_cell(
     trainer: Trainer, cell: Cell, path: pathlib.Path, command: str, until: float
 ) -> bool:
     head, records = read(path) if path.exists() else ({}, {})
-    if head.get("finished"):
+    if head.get("followed"):
+        return True
+    if head.get("finished") and not lacking(cell, records):
+        write(path, _without_columns(head) | {"followed": True}, records)
         return True
     start = time.perf_counter() - head.get("seconds", 0.0)
 
     def save(*, finished: bool) -> float:
         now = time.perf_counter()
-        new = _head(trainer, cell, command, now - start, finished=finished)
+        # What was finished before learning rates were followed counts meanwhile.
+        before = bool(head.get("finished"))
+        new = _head(trainer, cell, command, now - start, finished=finished or before)
+        new["followed"] = finished
         new["device"] = _devices(head.get("device"), new.get("device"))
         write(path, new, records)
         return now
@@ -317,6 +323,10 @@ def _train_cell(
     seconds = save(finished=True) - start
     print(f"{cell.name}: {len(records)} trainings, {seconds:.0f} s", flush=True)
     return True
+
+
+def _without_columns(head: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in head.items() if name != "columns"}
 
 
 def lacking(cell: Cell, records: Mapping[Point, Any]) -> list[Point]:
@@ -420,6 +430,8 @@ def _state(cell: Cell) -> str:
         return ""
     head, records = read(path)
     state = "finished" if head["finished"] else "begun"
+    if head["finished"] and not head.get("followed"):
+        state = "finished, learning rates to be followed"
     return f"{state}, {len(records)} trainings, {head['seconds']:.0f} s"
 
 

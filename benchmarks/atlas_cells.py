@@ -68,6 +68,7 @@ class Cell:
             "seeds": SEEDS,
             "screening": self.coarse_seeds,
             "criteria": CRITERIA,
+            "tuned": ("loss",),
         }
         if self.rule == DECAY:
             return {DECAY: Plane(**given, coarse=COARSE_TIMES, bounds=BOUNDS)}
@@ -77,8 +78,8 @@ class Cell:
             return {self.rule: Plane(**given, coarse=coarse)}
         if self.rule != L2:
             return {self.rule: Plane(**given)}
-        rates = {"coarse": (2, 5), "bounds": (1, 9), "thorough": False}
-        return {L2: Plane(**given), "dropout": Plane(**given, **rates)}
+        rates = given | {"coarse": (2, 5), "bounds": (1, 9), "tuned": ()}
+        return {L2: Plane(**given), "dropout": Plane(**rates)}
 
 
 def cells() -> list[Cell]:

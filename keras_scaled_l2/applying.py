@@ -9,6 +9,8 @@ import keras
 
 from keras_scaled_l2.attached import nothing_changed_if_refused
 from keras_scaled_l2.attaching import (
+    Counts,
+    CountsByWeight,
     Where,
     attach_to,
     bind_each,
@@ -19,6 +21,8 @@ from keras_scaled_l2.attaching import (
 )
 from keras_scaled_l2.compiled import steps_kept
 from keras_scaled_l2.costs import remove_temporary_split
+from keras_scaled_l2.counts import penalized_weights
+from keras_scaled_l2.examples import UNKNOWN
 from keras_scaled_l2.fitting import (
     build_from_running_fit,
     callbacks_of_running_fit,
@@ -26,6 +30,7 @@ from keras_scaled_l2.fitting import (
     examples_of_running_fit,
 )
 from keras_scaled_l2.learning import Learning, finish_learning, learns
+from keras_scaled_l2.rule import Rule
 from keras_scaled_l2.scalars import evidence_logs
 from keras_scaled_l2.starting import StartingLine, check_counted
 from keras_scaled_l2.steps import refresh_steps
@@ -34,6 +39,16 @@ from keras_scaled_l2.validation import check_is_model
 Logs = dict[str, Any]
 
 _COUNTS = ("samples", "batch_size")
+
+
+def _asks(model: keras.Model, given: Counts, own: CountsByWeight) -> bool:
+    """Whether a rule needs a count that nobody gave."""
+    for weight in penalized_weights(model):
+        rule = weight.variable.regularizer
+        known = {*given, *own.get(id(weight.variable), ())}
+        if isinstance(rule, Rule) and rule.needs & set(_COUNTS) - known:
+            return True
+    return False
 
 
 class ApplyL2(keras.callbacks.Callback):
@@ -110,7 +125,6 @@ class ApplyL2(keras.callbacks.Callback):
             self._put_on(model)
 
     def _put_on(self, model: keras.Model) -> None:
-        counted = data_of_running_fit(model)
         with steps_kept(model):
             if self.rule is not None:
                 targets = attach_to(model, self.rule, self.where)
@@ -124,6 +138,9 @@ class ApplyL2(keras.callbacks.Callback):
                     "kernel_regularizer=..."
                 )
             given, own = self._given_in_fit()
+            # Not unless a rule asks: a PyDataset has to make batches for it.
+            asked = _asks(model, given, own)
+            counted = data_of_running_fit(model) if asked else UNKNOWN
             counts = {n: given.get(n, getattr(counted, n)) for n in _COUNTS}
             check_counted(model, counts, own)
             warn_of_double_decay(model, bind_each(model, counts, own))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from typing import Any
 
 from keras_scaled_l2.cli_words import (
@@ -125,8 +126,11 @@ def _tune(arguments: argparse.Namespace) -> int:
         )
     print(result.table())
     page = os.path.join(arguments.directory, "tuning.html")
+    path = os.path.join(arguments.directory, "study.db")
+    escaped = path.replace("%", "%25").replace("?", "%3F")
+    url = shlex.quote(arguments.storage or f"sqlite:///{escaped}")
     print(
         f"\nWritten to {arguments.directory} (open {page}); trials: optuna-dashboard "
-        f"{arguments.storage or 'sqlite:///' + arguments.directory + '/study.db'}"
+        f"{url}"
     )
     return 0

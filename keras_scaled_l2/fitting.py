@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 
 from keras_scaled_l2 import _keras
+from keras_scaled_l2.examples import UNKNOWN, Counted, count
 from keras_scaled_l2.gradients import to_numpy
 
 
@@ -131,32 +132,20 @@ def _symbolic(leaf: Any) -> keras.KerasTensor:
     return keras.KerasTensor((None, *leaf.shape[1:]), dtype)
 
 
-class Counted(NamedTuple):
-    """What can be known of the data of a ``fit``; ``None`` where it cannot."""
-
-    samples: int | None
-    """Training examples of one epoch; the fewest there can be."""
-    batch_size: int | None
-    more: int = 0
-    """How many more there may be, where a last partial batch does not tell its size."""
-
-
-UNKNOWN = Counted(None, None)
-
-
 def data_of_running_fit(model: keras.Model) -> Counted:
     """Training examples and batch size of the ``fit`` that is on the call stack.
 
     Keras tells its callbacks neither. Both stand in the data adapter that ``fit``
     has made by the time it calls ``on_train_begin``, so this looks there rather than
-    make every user repeat ``samples=len(x_train)``. Read only, and never a guess: a
-    generator, or a data set that does not tell its batch size, gives ``None``.
+    make every user repeat ``samples=len(x_train)``. A generator, or a data set that
+    does not tell its batch size, gives ``None``; a ``PyDataset`` is asked for its first
+    and its last batch, the only ones whose sizes are looked at.
     """
     frame = _running_fit(model)
     if frame is None:
         return UNKNOWN
     adapter = getattr(frame.f_locals.get("epoch_iterator"), "data_adapter", None)
-    return _count(adapter, frame.f_locals.get("steps_per_epoch"))
+    return count(adapter, frame.f_locals.get("steps_per_epoch"))
 
 
 def examples_of_running_fit(model: keras.Model) -> tuple[Any, Any] | None:
@@ -266,135 +255,3 @@ def _running_fit(model: keras.Model) -> FrameType | None:
             return frame
         frame = frame.f_back
     return None
-
-
-def _count(adapter: Any, steps: int | None) -> Counted:
-    """What an adapter tells of an epoch, of so many steps if they were given."""
-    loader = _keras.torch_loader(adapter)
-    if loader is not None:
-        return _count_of_loader(loader)
-    sequence = getattr(adapter, "py_dataset", None)
-    if sequence is not None:
-        return _count_of_sequence(sequence)
-    if _keras.tf_dataset(adapter) is not None:
-        return _count_of_dataset(adapter, steps)
-    try:
-        batches, batch_size = adapter.num_batches, adapter.batch_size
-        partial = adapter.partial_batch_size if adapter.has_partial_batch else None
-    except (AttributeError, NotImplementedError):
-        return UNKNOWN
-    if batches is None or batch_size is None:
-        return Counted(None, batch_size)
-    last = batch_size if partial is None else partial
-    return Counted((int(batches) - 1) * int(batch_size) + int(last), int(batch_size))
-
-
-def _count_of_dataset(adapter: Any, steps: int | None) -> Counted:
-    """Of a ``tf.data`` set: repeated ones hold several epochs, unless steps tell."""
-    try:
-        size, batches = adapter.batch_size, adapter.num_batches
-    except AttributeError:  # of a strategy: it tells the shapes of each replica's part
-        return UNKNOWN
-    if size is not None:
-        if batches is None:  # endless: nobody knows what it repeats
-            return Counted(None, int(size))
-        # No batch is smaller: its size is a part of the type.
-        return Counted(min(steps or batches, batches) * int(size), int(size))
-    size, samples = _batching(_keras.tf_dataset(adapter))
-    if size is None or batches is None or (steps and steps != batches):
-        return Counted(None, size)
-    if -(-samples // size) == batches:
-        return Counted(samples, size)
-    return Counted((batches - 1) * size + 1, size, more=size - 1)
-
-
-# Classes of tf.data that hand on each of their elements, changed or not: exactly these,
-# since others are called nearly so (FlatMap).
-_ONE_TO_ONE = (
-    "Prefetch",
-    "Map",
-    "ParallelMap",
-    "Options",
-    "Cache",
-    "AssertCardinality",
-)
-
-
-def _batching(dataset: Any) -> tuple[int | None, int]:
-    """Examples of each batch but the last, of a ``tf.data`` set that batches once.
-
-    And how many it batches, a negative number where that is not known.
-    """
-    mapped: list[Any] = []
-    while dataset is not None:
-        kind = type(dataset).__name__.strip("_").removesuffix("Dataset")
-        size = getattr(dataset, "_batch_size", None)
-        if size is not None:
-            size = int(to_numpy(size))
-            known = not _batches_below(dataset) and _keep_size(mapped, dataset, size)
-            if not known:
-                break
-            return size, int(dataset._input_dataset.cardinality())
-        if kind not in _ONE_TO_ONE:
-            break
-        if kind.endswith("Map"):
-            mapped.append(dataset)
-        dataset = getattr(dataset, "_input_dataset", None)
-    return None, -1
-
-
-def _keep_size(mapped: list[Any], batches: Any, size: int) -> bool:
-    """Whether what is mapped over the batches of a ``tf.data`` set keeps their size.
-
-    Traced once more, for batches of known size: TensorFlow tells the shapes that come
-    out. What it cannot tell is taken for another size.
-    """
-    if not mapped:
-        return True
-    try:
-        whole = batches._input_dataset.batch(size, drop_remainder=True)
-        for dataset in reversed(mapped):
-            whole = whole.map(dataset._map_func._func)
-    except Exception:  # a function of the user's, that may not like to be traced again
-        return False
-    return bool(keras.tree.flatten(whole.element_spec)[0].shape[0] == size)
-
-
-def _batches_below(dataset: Any) -> bool:
-    """Whether what a ``tf.data`` set batches may be batches already."""
-    inputs = list(dataset._inputs())
-    while inputs:
-        below = inputs.pop()
-        if (
-            getattr(below, "_batch_size", getattr(below, "_batch_sizes", None))
-            is not None
-        ):
-            return True
-        inputs += below._inputs()
-    return False
-
-
-def _count_of_sequence(sequence: Any) -> Counted:
-    """Of a ``PyDataset``, whose first and last batch tell their sizes."""
-    batches = sequence.num_batches
-    if not batches:
-        return UNKNOWN
-    first, last = (_length(sequence[i]) for i in (0, batches - 1))
-    return Counted(first * (int(batches) - 1) + last, first)
-
-
-def _length(batch: Any) -> int:
-    return int(keras.tree.flatten(batch)[0].shape[0])
-
-
-def _count_of_loader(loader: Any) -> Counted:
-    """Of a torch DataLoader, which Keras takes to yield its whole data set."""
-    if loader.batch_size is None:
-        return UNKNOWN
-    try:
-        samples = len(loader.sampler)
-    except TypeError:
-        return Counted(None, loader.batch_size)
-    if loader.drop_last:
-        samples -= samples % loader.batch_size
-    return Counted(samples, loader.batch_size)

@@ -123,6 +123,47 @@ def test_samples_of_a_py_dataset_are_those_of_its_batches():
     assert counted(linear(), Endless(), steps_per_epoch=2)[0] is None
 
 
+class Growing(Batches):
+    """Batches of several sizes."""
+
+    def __getitem__(self, index):
+        return data(4 * (index + 1))
+
+
+def test_py_dataset_of_batches_that_differ_is_not_guessed_at():
+    assert counted(linear(), Growing()) == (None, None)
+
+
+class Recorded(Batches):
+    """Writes down what it is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(
+    "apply",
+    [
+        lambda: ApplyL2(ScaledL2(1.0)),
+        lambda: ApplyL2(SampleL2(1.0), samples=10),
+        lambda: ApplyL2(SampleL2(1.0, samples=10)),
+        lambda: ApplyL2(keras.regularizers.L2(0.1)),
+    ],
+)
+def test_py_dataset_is_not_read_for_a_count_that_no_rule_needs(apply):
+    asked = []
+    for callbacks in ([], [apply()]):
+        batches = Recorded()
+        linear().fit(batches, shuffle=False, verbose=0, callbacks=callbacks)
+        asked.append(batches.asked)
+    assert asked[0] == asked[1]
+
+
 def test_samples_outside_of_fit_are_unknown():
     assert data_of_running_fit(linear()) == (None, None, 0)
 
@@ -163,6 +204,8 @@ if keras.config.backend() == "tensorflow":
         whole = dataset(12).batch(4, drop_remainder=True)
         assert counted(linear(), whole.repeat(20), steps_per_epoch=3) == (12, 4)
         assert counted(linear(), whole.take(2)) == (8, 4)
+        # Keras goes on where the last epoch ended: all are seen.
+        assert counted(linear(), whole, steps_per_epoch=2) == (12, 4)
         # Without steps an epoch of Keras sees all of them.
         assert counted(linear(), whole.repeat(2)) == (24, 4)
 

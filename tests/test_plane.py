@@ -1,10 +1,11 @@
 """The search over strength and learning rate, on surfaces that are known."""
 
+import dataclasses
+
 import pytest
 
 from keras_scaled_l2.experiments.plane import (
     Plane,
-    Point,
     best_pair,
     half_decades,
     means,
@@ -43,6 +44,39 @@ def test_optimum_is_found_with_its_learning_rate(best):
     assert best_pair(whole) == best
     # And its neighbors in strength have all seeds: an interval needs them.
     assert {best[0] - 1, best[0] + 1} <= {place for place, _ in whole}
+
+
+def test_every_strength_gets_the_learning_rate_that_suits_it():
+    # By loss the stronger the higher, by accuracy one above: far from what both
+    # optima, at -5 and -3, want.
+    def record(place, rate, seed):
+        k = -12 if place is None else place
+        suits = round(0.5 * (k + 5)) - 3
+        return {
+            "loss": 1 + 0.2 * (k + 5) ** 2 + 0.03 * (rate - suits) ** 2 + seed,
+            "accuracy": 0.5 - 0.01 * abs(k + 4) - 0.01 * abs(rate - suits - 1),
+        }
+
+    records = {}
+    while points := next_points(records, PLANE):
+        records |= {p: record(*p) for p in points}
+    places = {place for place, _, _ in records}
+    assert {None, -8, -2} < places
+    for criterion, above in (("loss", 0), ("accuracy", 1)):
+        whole = means(records, criterion, range(5))
+        for place in places:
+            k = -12 if place is None else place
+            suits = min(0, max(-6, round(0.5 * (k + 5)) - 3 + above))
+            own = {pair: v for pair, v in whole.items() if pair[0] == place}
+            assert best_pair(own) == (place, suits)
+
+
+def test_what_is_not_compared_has_its_learning_rates_followed_at_the_optimum():
+    surface = bowl(-5, 0, steep=0.3)
+    narrow = dataclasses.replace(PLANE, tuned=())
+    few, all_ = searched(surface, narrow), searched(surface)
+    assert best_pair(means(few, "loss", range(5))) == (-5, 0)
+    assert len(few) < len(all_)
 
 
 def test_every_strength_gets_all_seeds_and_few_more_are_trained():
@@ -89,8 +123,5 @@ def test_diverged_trainings_are_never_the_best():
     assert best_pair(means(searched(surface), "loss", range(5))) == (-5, -3)
 
 
-def test_points_are_on_half_decades_and_in_a_plane_or_not():
+def test_places_are_half_decades():
     assert [half_decades(k) for k in (-6, -5, 0, 1)] == [1e-3, 0.00316, 1.0, 3.16]
-    assert Point(-10, -3, 0) in PLANE
-    assert Point(None, -3, 0) in PLANE
-    assert Point(-11, -3, 0) not in PLANE

@@ -213,6 +213,19 @@ def test_real_trainings_of_a_users_own_function(data):
     assert found.to_markdown().startswith(found.problem)
 
 
+def test_trainings_that_all_diverge_end_with_one_line(tmp_path):
+    x = np.random.default_rng(0).normal(size=(80, 3))
+    path = tmp_path / "big.npz"
+    np.savez(path, x_train=x, y_train=1e15 * x[:, 0])
+    message = r"every training of dense .* on .*big\.npz. diverged"
+    with (
+        pytest.warns(match="targets of '.*big.npz'"),
+        pytest.raises(InputError, match=message) as error,
+    ):
+        made(str(path), rules=["l2"], epochs=1, directory=tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -128,6 +128,8 @@ def test_each_rule_is_searched(rule):
     assert result[result.best["strength"]] in full
     for point in result.points[1:]:
         assert (point.e_folds > 0) == (rule != "dropout")
+    if rule == "l2+dropout":
+        assert result.best["dropout"] in [k / 10 for k in range(10)]
     if rule == "prior":
         # A weaker prior is a wider one.
         stds = [p.strength for p in result.points[1:]]
@@ -360,6 +362,28 @@ def test_trials_are_kept_between_processes(study):
     again.requeue_running()
     again.enqueue(KEYS)
     assert [key for _, key in again.claim(9)] == KEYS[1:]
+
+
+def test_study_of_a_file_stands_there_whatever_its_name_means_in_a_url(tmp_path):
+    for name in ("q?x", "pct%20x", "we ird#{ü}"):
+        folder = tmp_path / name
+        result = small(grid=[0.0, 0.1], directory=folder)
+        assert (folder / "study.db").is_file()
+        again = small(grid=[0.0, 0.1], directory=folder)
+        assert again.table() == result.table()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("q?x", "pct%20x", "we ird#{ü}")
+    }
+
+
+def test_worker_that_ends_gives_back_what_it_took(study):
+    # Not by its heartbeat, a minute later.
+    one, two = study(shared=True), study(shared=True)
+    one.enqueue(KEYS)
+    assert len(one.claim(2)) == 2
+    one.close()
+    two.enqueue(KEYS)
+    assert [key for _, key in two.claim(9)] == [KEYS[2], *KEYS[:2]]
 
 
 def test_training_that_two_workers_enqueued_is_run_once(study):

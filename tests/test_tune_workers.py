@@ -130,6 +130,33 @@ def test_workers_that_cannot_be_sent_what_they_need_are_refused():
         small(model=local, workers=2)
 
 
+def test_what_the_script_itself_defines_is_refused_before_any_training():
+    # It pickles, by a name that a worker would look for in its own main program.
+    def make():
+        return keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+
+    class Own(keras.optimizers.SGD):
+        pass
+
+    for own in (make, Own):
+        own.__module__, own.__qualname__ = "__main__", own.__name__
+        setattr(sys.modules["__main__"], own.__name__, own)
+    try:
+        for options in ({"model": make}, {"optimizer": Own(0.1)}):
+            with pytest.raises(InputError, match="defined in the script that runs"):
+                small(workers=2, **options)
+    finally:
+        for own in (make, Own):
+            delattr(sys.modules["__main__"], own.__name__)
+
+
+def test_ctrl_c_of_a_terminal_is_not_for_the_workers():
+    with workers.Workers({}, 1) as made:
+        process = workers._Process(made._descriptor)
+        assert os.getpgid(process.process.pid) != os.getpgrp()
+        process.stop()
+
+
 def test_workers_that_always_die_are_given_up(monkeypatch):
     monkeypatch.setattr(workers.sys, "executable", shutil.which("false"))
     with pytest.raises(RuntimeError, match="6 workers in a row ended"):

@@ -339,6 +339,34 @@ def test_rule_of_the_users_own_is_code_with_the_best_strength():
     assert made(rule=own).code() == made(rule=f"{own}+dropout").code() == expected
 
 
+def test_line_to_paste_has_the_dropout_that_every_training_had():
+    result = made(rule="l2+dropout", dropout=0.5)
+    line = "kernel_regularizer=keras.regularizers.L2(0.01)"
+    assert result.code() == f"{line}, with keras.layers.Dropout(0.5)"
+    assert f"To use it: {result.code()}" in result.table()
+    assert read_back(result).best["dropout"] == 0.5
+    none = made((1.0, 1.01, 1.02, 1.1, 1.2, 1.4), rule="l2+dropout", dropout=0.5)
+    assert none.code() == "no penalty, with keras.layers.Dropout(0.5)"
+    assert made(rule="l2+dropout", dropout=0.0).code() == line
+    assert "dropout" not in made().best
+
+
+def read_back(result):
+    return type(result).from_dict(json.loads(json.dumps(result.to_dict())))
+
+
+def test_accuracy_of_nothing_is_0_and_not_minus_0():
+    measured = [
+        Measured(
+            *(c, (c, c), 100 * c, False),
+            tuple(TuningJob(s, 0, 0.5, 0.0, 4, 200) for s in range(2)),
+        )
+        for c in (0.0, 0.1)
+    ]
+    result = make_result(measured, **{**FIELDS, "criterion": "accuracy"})
+    assert "-0.0" not in result.table()
+
+
 @pytest.mark.parametrize(("power", "right"), [(1.0, False), (-2.0, True)])
 def test_figure_shows_curve_plateau_and_the_inert_side(power, right):
     given = made()

@@ -32,8 +32,9 @@ RULES = (*NAMES, *(f"{name}+dropout" for name in NAMES[:-1]))
 """Names of rules, and of rules beside dropout."""
 _LATTICE = math.sqrt(10.0)
 """Half a decade: the step of the lattice in e-folds."""
-_HIGHEST_RATE = 9
-"""Dropout rates lie on a lattice of tenths, up to 0.9."""
+HIGHEST_RATE = 0.9
+"""Dropout rates lie on a lattice of tenths up to here."""
+_TENTHS = round(10 * HIGHEST_RATE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Axis:
     def bounds(self) -> tuple[int, int, int]:
         """Where a search begins, and the lowest and highest place."""
         if self.kind == "dropout":
-            return 4, 1, _HIGHEST_RATE
+            return 4, 1, _TENTHS
         # The stand-in of an adaptive optimizer may be off by a hundred.
         return (0, -3, 6) if self.exact else (0, -7, 8)
 

@@ -3,9 +3,11 @@
 A pure function of what has been trained. Strengths and learning rates lie on lattices
 of half decades (places are whole numbers, ``None`` is no penalty). It begins with few
 seeds on a coarse grid of strengths at three learning rates, follows the optimum of each
-criterion to its neighbors in both directions, and then trains every strength with all
-seeds at the learning rate that was best for it. A strength that is judged at a learning
-rate of another one moves the optimum: both have to be tuned.
+criterion to its neighbors in both directions, follows the learning rate of every
+strength until a lower and a higher one are worse, and then trains every strength with
+all seeds at the learning rate that was best for it. A strength that is judged at a
+learning rate of another one moves the optimum, and whoever keeps that strength seems to
+lose what the learning rate loses: both have to be tuned.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ class Plane:
         criteria: What is followed to its optimum: names in the records, those with
             ``accuracy`` in them to be as high as possible, the others as low. The first
             one chooses the learning rates.
-        thorough: Whether every strength gets all seeds, or only those around the best.
+        tuned: The criteria by which every strength gets the learning rate that suits
+            it, and all seeds there; by the others only those around the best.
     """
 
     rates: tuple[int, ...]
@@ -66,14 +69,7 @@ class Plane:
     coarse: tuple[Place, ...] = COARSE
     bounds: tuple[int, int] = (-10, 2)
     criteria: tuple[str, ...] = ("loss", "accuracy")
-    thorough: bool = True
-
-    def __contains__(self, point: Point) -> bool:
-        """Whether a point's strength is one that may be chosen here."""
-        if point.place is None:
-            return None in self.coarse
-        low, high = self.bounds
-        return low <= point.place <= high
+    tuned: tuple[str, ...] = ("loss", "accuracy")
 
     @property
     def first(self) -> range:
@@ -125,7 +121,7 @@ def _stages(records: Records, plane: Plane) -> Iterator[list[Point]]:
 
 
 def _around(records: Records, plane: Plane, seeds: Sequence[int]) -> list[Point]:
-    """Neighbors of each criterion's optimum, in strength and learning rate."""
+    """Neighbors of the optima in strength, and of all in learning rate."""
     pairs: list[Pair] = []
     for criterion in plane.criteria:
         found = means(records, criterion, seeds)
@@ -139,31 +135,40 @@ def _around(records: Records, plane: Plane, seeds: Sequence[int]) -> list[Point]
             # What the best is compared with gets as good a learning rate.
             own = _best_rate(means(records, criterion, plane.first), None)
             pairs += [(None, r) for r in _beside(own, plane)]
+    for criterion in plane.tuned:
+        found = means(records, criterion, plane.first)
+        pairs += [
+            (place, r)
+            for place in _places(found)
+            for r in _beside(_best_rate(found, place), plane)
+        ]
     return _points(pairs, plane.first)
 
 
 def _chosen(records: Records, plane: Plane) -> list[Pair]:
-    """All strengths at their best learning rate, and what is best by criterion."""
-    found = means(records, plane.criteria[0], plane.first)
-    best, _ = best_pair(found)
-    near = {None, best, *(() if best is None else (best - 1, best + 1))}
-    places = sorted({place for place, _ in found}, key=_order)
-    if not plane.thorough:
-        places = [k for k in places if k in near]
-    pairs = [(place, _best_rate(found, place)) for place in places]
-    if len(plane.first) > 1 and plane.thorough:
-        # One seed is too few to compare learning rates.
-        first = {place: found[place, rate] for place, rate in pairs}
-        pairs += [
-            (place, rate)
-            for (place, rate), value in found.items()
-            if place in near and value <= first[place] * (1 + CLOSE)
-        ]
-    for criterion in plane.criteria[1:]:
-        other = means(records, criterion, plane.first)
-        pairs.append(best_pair(other))
-        if None in plane.coarse:
-            pairs.append((None, _best_rate(other, None)))
+    """What gets all seeds: strengths at the learning rates that suit them.
+
+    By a criterion that tunes all of them, each one; by another the best one and no
+    penalty, by the first criterion also the neighbors of the best.
+    """
+    pairs: list[Pair] = []
+    for criterion in plane.criteria:
+        found = means(records, criterion, plane.first)
+        best, _ = best_pair(found)
+        near = {None, best, *(() if best is None else (best - 1, best + 1))}
+        places = _places(found)
+        if criterion not in plane.tuned:
+            close = near if criterion == plane.criteria[0] else {None, best}
+            places = [k for k in places if k in close]
+        own = {place: _best_rate(found, place) for place in places}
+        pairs += own.items()
+        if criterion == plane.criteria[0] in plane.tuned and len(plane.first) > 1:
+            # One seed is too few to compare learning rates.
+            pairs += [
+                (place, rate)
+                for (place, rate), value in found.items()
+                if place in near and value <= found[place, own[place]] * (1 + CLOSE)
+            ]
     return pairs
 
 
@@ -174,6 +179,10 @@ def _best_rate(found: Mapping[Pair, float], place: Place) -> int:
 def _beside(rate: int, plane: Plane) -> list[int]:
     low, high = plane.rate_bounds
     return [r for r in (rate - 1, rate, rate + 1) if low <= r <= high]
+
+
+def _places(found: Mapping[Pair, float]) -> list[Place]:
+    return sorted({place for place, _ in found}, key=_order)
 
 
 def _points(pairs: Sequence[Pair], seeds: Sequence[int]) -> list[Point]:

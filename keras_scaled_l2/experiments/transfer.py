@@ -17,10 +17,11 @@ from keras_scaled_l2.experiments.results.files import write_json, write_text
 from keras_scaled_l2.experiments.results.transferring import TransferResult
 from keras_scaled_l2.experiments.runs import validation_score
 from keras_scaled_l2.experiments.storage import TRANSFER, lock_directory
-from keras_scaled_l2.experiments.transfer_lines import Line
+from keras_scaled_l2.experiments.transfer_lines import SWEEP, Line
 from keras_scaled_l2.experiments.transfer_plan import TransferPlan, make_transfer_plan
 from keras_scaled_l2.experiments.transfer_result import (
     best_places,
+    check_trained,
     make_result,
     points_of,
 )
@@ -81,7 +82,8 @@ def transfer(
 
     Raises:
         InputError: Before any training, if something that was asked for cannot be
-            done, or the directory holds a transfer of another configuration.
+            done, or the directory holds a transfer of another configuration. After
+            the trainings of a size, if all of them diverged.
         WriteError: At the end, if not everything could be written, as on a full disk;
             its ``result`` is the result.
 
@@ -136,6 +138,8 @@ class _Transfer:
                 line = plan.line(rule, size)
                 for plane in self._planes(line, size, chosen.get(rule)):
                     self._search(line, size, plane, engine)
+                if line.rule == SWEEP:
+                    check_trained(plan, size, self._journal.of(size))
                 if size == 0:
                     records = self._journal.of(size)
                     chosen[rule] = best_places(plan, line, records)
@@ -144,37 +148,54 @@ class _Transfer:
     def _planes(
         self, line: Line, size: int, chosen: Mapping[str, Any] | None
     ) -> list[Plane]:
-        if chosen is None or line.rule == "l2":
+        if chosen is None or line.rule == SWEEP:
             return [self.plan.plane(line)]
         return [self.plan.at(place) for place in dict.fromkeys(chosen.values())]
 
     def _search(
         self, line: Line, size: int, plane: Plane, engine: list[Engine]
     ) -> None:
-        seeds = self.plan.seeds
+        """Follow a search from its beginning; train what is not finished of it.
+
+        What other lines have trained spares it trainings and leads it nowhere: it goes
+        the same way wherever it was stopped.
+        """
+        known: dict[Point, dict[str, Any]] = {}
         while True:
             self._check()
-            records = self._journal.of(size)
-            known = {p: r for p, r in points_of(line, records, seeds) if p in plane}
             points = next_points(known, plane)
             if not points:
                 return
-            self._say(f"  {line.rule}: {len(points)} trainings")
-            if not engine:
-                # Not compiled where everything is finished.
-                decays = "decay" in self.plan.rules
-                own = self.plan.plans[size]
-                engine.append(make_engine(own, drops=False, decays=decays))
-            jobs = [self._job(line, size, point) for point in points]
+            finished = self._finished(line, size)
+            missing = [point for point in points if point not in finished]
+            if missing:
+                self._say(f"  {line.rule}: {len(missing)} trainings")
+                self._train(line, size, missing, engine)
+                finished = self._finished(line, size)
+            known |= {point: finished[point] for point in points}
 
-            def stop(place: int, curves: Any) -> bool:
-                self._check()
-                return False
+    def _finished(self, line: Line, size: int) -> dict[Point, dict[str, Any]]:
+        return dict(points_of(line, self._journal.of(size), self.plan.seeds))
 
-            for place, trained in engine[0].train(jobs, stop=stop):
-                point = points[place]
-                key = line.key(point.place, point.rate)
-                self._journal.add(size, key, seeds[point.seed], _record(trained))
+    def _train(
+        self, line: Line, size: int, points: Sequence[Point], engine: list[Engine]
+    ) -> None:
+        if not engine:
+            # Not compiled where everything is finished.
+            decays = "decay" in self.plan.rules
+            own = self.plan.plans[size]
+            engine.append(make_engine(own, drops=False, decays=decays))
+        jobs = [self._job(line, size, point) for point in points]
+
+        def stop(place: int, curves: Any) -> bool:
+            self._check()
+            return False
+
+        for place, trained in engine[0].train(jobs, stop=stop):
+            point = points[place]
+            key = line.key(point.place, point.rate)
+            seed = self.plan.seeds[point.seed]
+            self._journal.add(size, key, seed, _record(trained))
 
     def _job(self, line: Line, size: int, point: Point) -> Job:
         plan, seed = self.plan.plans[size], self.plan.seeds[point.seed]

@@ -58,14 +58,14 @@ class TransferPlan:
 
     def plane(self, line: Line) -> Plane:
         """Where the strength of a rule is looked for."""
-        return self._plane(
-            coarse=line.coarse, bounds=BOUNDS, thorough=line.rule == SWEEP
-        )
+        # What others are compared with is tuned everywhere.
+        tuned = self.criteria if line.rule == SWEEP else ()
+        return self._plane(coarse=line.coarse, bounds=BOUNDS, tuned=tuned)
 
     def at(self, place: Place) -> Plane:
         """Where a learning rate for a strength is looked for."""
         ends = (0, 0) if place is None else (place, place)
-        return self._plane(coarse=(place,), bounds=ends, thorough=True)
+        return self._plane(coarse=(place,), bounds=ends, tuned=self.criteria)
 
     def _plane(self, **given: Any) -> Plane:
         return Plane(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from keras_scaled_l2.experiments.coefficients import penalizable_sizes
+from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.plan import Plan
 from keras_scaled_l2.experiments.plane import Point, best_pair, half_decades, means
 from keras_scaled_l2.experiments.results import scaling, transfer_text
@@ -54,6 +55,23 @@ def best_places(plan: TransferPlan, line: Line, records: Records) -> dict[str, P
     known = dict(points_of(line, records, plan.seeds))
     everything = range(len(plan.seeds))
     return {c: best_pair(means(known, c, everything))[0] for c in plan.criteria}
+
+
+def check_trained(plan: TransferPlan, size: int, records: Records) -> None:
+    """Refuse what has no best strength.
+
+    Raises:
+        InputError: If no strength has a finite validation loss with all seeds.
+    """
+    known = dict(points_of(plan.line(SWEEP, size), records, plan.seeds))
+    found = means(known, "loss", range(len(plan.seeds)))
+    if not any(map(math.isfinite, found.values())):
+        raise InputError(
+            f"every training of {plan.members[size].architecture.name} on "
+            f"{plan.plans[size].problem.name!r} diverged, at every strength and "
+            "learning rate: expected a finite validation loss. Scale features and "
+            "targets, for instance to mean 0 and deviation 1."
+        )
 
 
 def make_result(plan: TransferPlan, records: Sequence[Records]) -> TransferResult:
@@ -127,7 +145,8 @@ def _size(
             c: statistics.fmean(v.values()) for c, v in found[size].values.items()
         }
         lowest = min(v for v in means_.values() if math.isfinite(v))
-        unit = means_[0.0] if criterion == "loss" else 1.0
+        # Of a loss of exactly 0 there are no shares.
+        unit = (means_[0.0] if criterion == "loss" else 1.0) or 1.0
         gain[_NAMES[criterion]] = (means_[0.0] - lowest) / unit
     return TransferSize(
         width=member.width,

@@ -9,10 +9,13 @@ of the same training the first counts.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
+import os
 import random
+import sqlite3
 import threading
 import time
 import warnings
@@ -50,7 +53,8 @@ class Trials:
     """A study that holds one trial for each training.
 
     Args:
-        storage: URL of a database, as ``sqlite:///study.db`` or ``postgresql://...``.
+        storage: URL of a database, as ``sqlite:///study.db`` or ``postgresql://...``;
+            or the path of a file, which may hold what means something in a URL.
         name: Name of the study.
         configuration: Everything that the numbers follow from, as plain data.
         shared: Whether other processes may work on it; then trials have heartbeats.
@@ -62,7 +66,7 @@ class Trials:
 
     def __init__(
         self,
-        storage: str,
+        storage: str | os.PathLike[str],
         name: str,
         configuration: Mapping[str, Any],
         *,
@@ -70,7 +74,11 @@ class Trials:
     ) -> None:
         self._optuna = require("optuna", "a tuning")
         self._states = self._optuna.trial.TrialState
-        self._shared, self._url = shared, storage
+        self._shared = shared
+        self._url = (
+            storage if isinstance(storage, str) else f"sqlite:///{os.fspath(storage)}"
+        )
+        self._taken: set[int] = set()
         for attempt in range(ATTEMPTS if shared else 1):
             try:
                 with self._quiet():
@@ -85,7 +93,7 @@ class Trials:
                     time.sleep(random.uniform(0.2, 1.0))
                     continue
                 raise InputError(
-                    f"storage {_without_password(storage)!r} cannot be used "
+                    f"storage {_without_password(self._url)!r} cannot be used "
                     f"({_first_line(error)}): expected the URL of a database that "
                     "answers, as sqlite:///study.db or postgresql://user@host/name."
                 ) from error
@@ -93,9 +101,18 @@ class Trials:
         self._check(name, json.loads(json.dumps(finite(configuration))))
         self._beats = _Heartbeats(self._storage) if shared else None
 
-    def _open(self, storage: str, name: str) -> None:
+    def _open(self, storage: str | os.PathLike[str], name: str) -> None:
+        url, options = self._url, {}
+        if not isinstance(storage, str):
+            # Whether a ? or % of a path has to be escaped differs by SQLAlchemy's
+            # version: it opens what it is given.
+            url = "sqlite:///study.db"
+            options["creator"] = functools.partial(
+                sqlite3.connect, os.fspath(storage), check_same_thread=False
+            )
         self._storage = self._optuna.storages.RDBStorage(
-            storage,
+            url,
+            engine_kwargs=options,
             heartbeat_interval=HEARTBEAT if self._shared else None,
             grace_period=GRACE if self._shared else None,
         )
@@ -103,9 +120,9 @@ class Trials:
         if not self._shared and names and name not in names:
             # Nobody would find back to it once this one had written its pages.
             raise InputError(
-                f"storage {_without_password(storage)!r} holds the tuning {names[0]!r} "
-                f"(problem, rule and method): expected {name!r}. Give another "
-                "directory."
+                f"storage {_without_password(self._url)!r} holds the tuning "
+                f"{names[0]!r} (problem, rule and method): expected {name!r}. Give "
+                "another directory."
             )
         self._study = self._optuna.create_study(
             storage=self._storage,
@@ -173,6 +190,7 @@ class Trials:
                 continue
             if self._beats is not None:
                 self._beats.begin(trial.number, self._id(trial.number))
+            self._taken.add(trial.number)
             taken.append((trial.number, key))
         return taken
 
@@ -198,6 +216,7 @@ class Trials:
             self._storage.set_trial_state_values(
                 trial_id, self._states.COMPLETE, [value]
             )
+        self._taken.discard(number)
         if self._beats is not None:
             self._beats.end(number)
 
@@ -225,6 +244,11 @@ class Trials:
         """Close the connections, and give up what was taken and not finished."""
         if self._beats is not None:
             self._beats.stop()
+        # Who goes on with a shared study would wait for them as for a dead worker's.
+        # A database that went away has been told of.
+        with contextlib.suppress(Exception):
+            for number in sorted(self._taken):
+                self._study.tell(number, state=self._states.FAIL)
         self._storage.remove_session()
         self._storage.engine.dispose()
 

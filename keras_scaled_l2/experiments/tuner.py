@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from keras_scaled_l2.counts import elements
+from keras_scaled_l2.experiments.axis import HIGHEST_RATE
 from keras_scaled_l2.experiments.engine import Engine, make_engine
 from keras_scaled_l2.experiments.results.curve import Block
 from keras_scaled_l2.experiments.results.files import finite
@@ -122,6 +124,7 @@ class Tuner:
             inert_below=axis.inert_below,
             notes=self._notes(stopped),
             evidence=None if proposed is None else proposal(plan, proposed),
+            dropout=plan.axis.rate if self._beside else None,
             problem=base.problem.name,
             architecture=base.architecture.name,
             weights=sum(elements(v.shape) for v in base.network.trainable_weights),
@@ -133,6 +136,11 @@ class Tuner:
             epochs=base.epochs,
             batch_size=base.batch_size,
         )
+
+    @property
+    def _beside(self) -> bool:
+        """Whether dropout stands beside the penalty."""
+        return self.plan.rule.endswith(f"+{DROPOUT}")
 
     def _notes(self, stopped: set[float]) -> list[str]:
         plan, notes = self.plan, []
@@ -148,8 +156,10 @@ class Tuner:
                 f"trainings of {', '.join(f'{s:g}' for s in sorted(stopped))}; their "
                 "losses are upper bounds."
             )
-        if plan.rule.endswith(f"+{DROPOUT}"):
-            notes.append(f"Dropout rate {plan.axis.rate:g} at every strength.")
+        if self._beside:
+            rate = plan.axis.rate
+            end = " It is the highest that was tried." if rate >= HIGHEST_RATE else ""
+            notes.append(f"Dropout rate {rate:g} at every strength.{end}")
         if not plan.axis.exact:
             notes.append(
                 "E-folds are a stand-in under this optimizer, which divides the "
@@ -159,14 +169,12 @@ class Tuner:
 
     def _open(self) -> Trials:
         plan = self.plan
-        url = plan.storage
-        if url is None:
-            where = (
-                ":memory:" if plan.directory is None else plan.directory / "study.db"
-            )
-            url = f"sqlite:///{where}"
+        where: str | os.PathLike[str] | None = plan.storage
+        if where is None:
+            folder = plan.directory
+            where = "sqlite:///:memory:" if folder is None else folder / "study.db"
         name = f"{plan.base.problem.name} {plan.rule} {plan.method}"
-        return Trials(url, name, plan.configuration(), shared=self._shared)
+        return Trials(where, name, plan.configuration(), shared=self._shared)
 
     def _train_rounds(self, check: Callable[[], None]) -> None:
         trials = self._trials

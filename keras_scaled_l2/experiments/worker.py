@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 import pickle
-import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
@@ -15,8 +14,6 @@ from multiprocessing.connection import Connection
 
 def main(socket: int, arguments: int) -> None:
     """Train what comes through a socket, until it is closed."""
-    # Ctrl-C is for the parent, which ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Connection(socket) as parent:
         try:
             _serve(parent, arguments)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import io
 import os
 import pickle
 import subprocess
@@ -45,6 +46,9 @@ class _Process:
             self.process = subprocess.Popen(
                 [sys.executable, *COMMAND, *map(str, passed)],
                 pass_fds=passed,
+                # A terminal's Ctrl-C is for the parent, which ends its workers; they
+                # would say where they were, while they still import Keras as well.
+                process_group=0,
                 env=os.environ
                 | {
                     "PYTHONPATH": os.pathsep.join(sys.path),
@@ -59,6 +63,26 @@ class _Process:
         self.process.wait()
 
 
+class _Pickler(pickle.Pickler):
+    """Refuses what another process would look for in its own main program."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Called for each object but the plainest."""
+        if getattr(obj, "__module__", None) == "__main__" and hasattr(
+            obj, "__qualname__"
+        ):
+            raise pickle.PicklingError(
+                f"{obj.__qualname__} is defined in the script that runs"
+            )
+        return NotImplemented
+
+
+def _pickled(arguments: Mapping[str, Any]) -> bytes:
+    with io.BytesIO() as file:
+        _Pickler(file).dump(arguments)
+        return file.getvalue()
+
+
 class Workers:
     """Worker processes, started when there is work for them.
 
@@ -70,13 +94,13 @@ class Workers:
 
     def __init__(self, arguments: Mapping[str, Any], count: int) -> None:
         try:
-            self._arguments = pickle.dumps({**arguments, "directory": None})
+            self._arguments = _pickled({**arguments, "directory": None})
         except Exception as error:
             # Whatever a user's own objects may raise.
             raise InputError(
                 f"workers {count}: what was asked for cannot be sent to another "
                 f"process ({one_line(error)}). Give the model as a name, a file or "
-                "module:function, or train with one worker."
+                "module:function, own classes from a module, or train with one worker."
             ) from error
         self._count = count
         self._processes: list[_Process] = []

@@ -169,10 +169,11 @@ def _turned(estimate: Estimate, sign: float) -> Estimate:
     if sign > 0:
         return estimate
     low, high = estimate.low, estimate.high
+    # 0 - x: -0.0 is not what people call 0.
     return Estimate(
-        -estimate.mean,
-        None if high is None else -high,
-        None if low is None else -low,
+        0.0 - estimate.mean,
+        None if high is None else 0.0 - high,
+        None if low is None else 0.0 - low,
     )
 
 

@@ -104,14 +104,14 @@ def regret(sweep: Sweep, values: Mapping[int, float], *, share: bool) -> Interva
     Args:
         sweep: The sweep of the same network.
         values: Seed -> value under the strength.
-        share: Whether to divide by the best value.
+        share: Whether to divide by the best value, unless that is exactly 0.
 
     Returns:
         The regret; its lower end may be below 0.
     """
     seeds = [seed for seed in sweep.seeds if seed in values]
     best = _best(sweep, seeds)
-    unit = _mean(sweep.values[best], seeds) if share else 1.0
+    unit = (_mean(sweep.values[best], seeds) if share else 1.0) or 1.0
     inside = [values[s] - sweep.values[best][s] for s in seeds]
     value = statistics.fmean(inside) / unit
     if len(seeds) < 2 or not all(map(math.isfinite, inside)):

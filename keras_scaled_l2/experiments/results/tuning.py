@@ -58,6 +58,7 @@ def make_result(
     inert_below: float | None = None,
     notes: Sequence[str] = (),
     evidence: Evidence | None = None,
+    dropout: float | None = None,
     **fields: Any,
 ) -> TuningResult:
     """The result of what was measured, statistics and findings included.
@@ -68,6 +69,7 @@ def make_result(
         inert_below: The strength below which nothing happens, if it is known.
         notes: Findings of the search itself, put after the others.
         evidence: What the evidence proposed, if it was asked.
+        dropout: The rate beside the penalty, where that was tuned first.
         fields: The fields of ``TuningResult`` that are not derived.
     """
     ordered = sorted(measured, key=lambda m: (m.strength != 0, m.e_folds, m.strength))
@@ -96,15 +98,16 @@ def make_result(
         findings += tuning_text.evidence_findings(
             points, found, evidence, rule=fields["rule"]
         )
+    chosen = {
+        "strength": best.strength,
+        "half_life_epochs": _half_life(best, fields["epochs"]) if exact else None,
+    }
     return TuningResult(
         **fields,
         evidence=evidence,
         steps=steps,
         points=points,
-        best={
-            "strength": best.strength,
-            "half_life_epochs": _half_life(best, fields["epochs"]) if exact else None,
-        },
+        best=chosen if dropout is None else chosen | {"dropout": dropout},
         one_standard_error={"strength": points[found.one_standard_error].strength},
         plateau=dict(zip(("low", "high"), found.plateau, strict=True)),
         findings=(*findings, *notes),

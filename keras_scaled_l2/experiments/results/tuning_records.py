@@ -108,7 +108,8 @@ class TuningRecord(FileRecord):
         batch_size: Examples of a step.
         steps: Steps that were trained in all.
         points: From the weakest penalty to the strongest.
-        best: ``strength`` and ``half_life_epochs``.
+        best: ``strength`` and ``half_life_epochs``; ``dropout``, its rate, where that
+            was tuned first.
         one_standard_error: ``strength``.
         plateau: ``low`` and ``high``; a ``low`` of 0 is no penalty, to which strengths
             rise from ``high`` where the larger one is the weaker (``falls``).

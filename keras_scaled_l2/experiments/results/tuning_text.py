@@ -35,7 +35,13 @@ _STRENGTH = re.compile(r"\b((?:strength|l2|std|epochs)=)[^,)]+")
 
 
 def code(result: TuningRecord) -> str:
-    """The line of code that puts the best strength to use."""
+    """The line of code that puts the best strength to use, and dropout beside it."""
+    line = _line(result)
+    rate = result.best.get("dropout")
+    return f"{line}, with {_CODE['dropout'].format(rate)}" if rate else line
+
+
+def _line(result: TuningRecord) -> str:
     strength = result.best["strength"]
     if not strength:
         return without(result.rule)
