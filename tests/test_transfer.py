@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 
 import keras
 import numpy as np
@@ -121,6 +122,32 @@ def test_half_life_and_decay_go_with_the_learning_rate(data, trained):
     assert found["decay", "data_loss"].strength == pytest.approx(
         math.log(2) / products.pop(), rel=0.02
     )
+
+
+def test_what_one_rule_trains_changes_nothing_for_another(data, trained, monkeypatch):
+    # A larger network wants a higher learning rate: kept, the half-life is trained
+    # there at weaker c, each at one learning rate, which does not suit it.
+    own = _surface
+
+    def surface(job):
+        large = sum(np.size(w) for w in keras.tree.flatten(job.initial)) > 1000
+        rate = job.learning_rate / (30 if large else 1)
+        # Five times as steep as that in the logarithm of the rate.
+        steep = 10 ** (-1.5 + 5 * (math.log10(rate) + 1.5))
+        return own(dataclasses.replace(job, learning_rate=steep))
+
+    monkeypatch.setattr(sys.modules[__name__], "_surface", surface)
+    options = {"sizes": (30, 3000), "epochs": 1}
+    alone = made(data, rules=["l2", "model-1"], **options)
+    beside = made(data, rules=["l2", "model-1", "half-life"], **options)
+    weakest = [
+        min(p.coefficient[1] for p in found.sizes[1].points if p.coefficient[1])
+        for found in (alone, beside)
+    ]
+    assert weakest[1] < weakest[0]
+    for rule in ("l2", "model-1"):
+        assert alone[rule, "data_loss"] == beside[rule, "data_loss"]
+    assert alone.exponents == beside.exponents
 
 
 def test_stopped_transfer_goes_on_and_is_the_same(data, trained, tmp_path):

@@ -16,7 +16,7 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keras_scaled_l2.experiments.search import Place
 
@@ -90,6 +90,22 @@ def next_points(records: Records, plane: Plane) -> list[Point]:
             # Neighbors in an engine share their data.
             return sorted(lacking, key=lambda p: (p.seed, p.rate, _order(p.place)))
     return []
+
+
+def followed(
+    records: Mapping[Point, Any], plane: Plane
+) -> tuple[dict[Point, Any], list[Point]]:
+    """The records that a search asks for, from its beginning, and what it lacks next.
+
+    What was trained for another search leads this one nowhere: it goes the same way
+    wherever it was stopped, and each of its strengths has its own learning rate.
+    """
+    known: dict[Point, Any] = {}
+    while points := next_points(known, plane):
+        if missing := [point for point in points if point not in records]:
+            return known, missing
+        known |= {point: records[point] for point in points}
+    return known, []
 
 
 def means(records: Records, criterion: str, seeds: Sequence[int]) -> dict[Pair, float]:

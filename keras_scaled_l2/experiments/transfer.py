@@ -11,7 +11,7 @@ from keras_scaled_l2.experiments.engine import Engine, make_engine
 from keras_scaled_l2.experiments.families import Family
 from keras_scaled_l2.experiments.jobs import Job, Trained
 from keras_scaled_l2.experiments.journal import Journal
-from keras_scaled_l2.experiments.plane import Plane, Point, half_decades, next_points
+from keras_scaled_l2.experiments.plane import Plane, Point, followed, half_decades
 from keras_scaled_l2.experiments.problems import Problem
 from keras_scaled_l2.experiments.results.files import write_json, write_text
 from keras_scaled_l2.experiments.results.transferring import TransferResult
@@ -155,27 +155,15 @@ class _Transfer:
     def _search(
         self, line: Line, size: int, plane: Plane, engine: list[Engine]
     ) -> None:
-        """Follow a search from its beginning; train what is not finished of it.
-
-        What other lines have trained spares it trainings and leads it nowhere: it goes
-        the same way wherever it was stopped.
-        """
-        known: dict[Point, dict[str, Any]] = {}
+        seeds = self.plan.seeds
         while True:
             self._check()
-            points = next_points(known, plane)
-            if not points:
+            finished = dict(points_of(line, self._journal.of(size), seeds))
+            _, missing = followed(finished, plane)
+            if not missing:
                 return
-            finished = self._finished(line, size)
-            missing = [point for point in points if point not in finished]
-            if missing:
-                self._say(f"  {line.rule}: {len(missing)} trainings")
-                self._train(line, size, missing, engine)
-                finished = self._finished(line, size)
-            known |= {point: finished[point] for point in points}
-
-    def _finished(self, line: Line, size: int) -> dict[Point, dict[str, Any]]:
-        return dict(points_of(line, self._journal.of(size), self.plan.seeds))
+            self._say(f"  {line.rule}: {len(missing)} trainings")
+            self._train(line, size, missing, engine)
 
     def _train(
         self, line: Line, size: int, points: Sequence[Point], engine: list[Engine]

@@ -11,7 +11,13 @@ from typing import Any
 from keras_scaled_l2.experiments.coefficients import penalizable_sizes
 from keras_scaled_l2.experiments.errors import InputError
 from keras_scaled_l2.experiments.plan import Plan
-from keras_scaled_l2.experiments.plane import Point, best_pair, half_decades, means
+from keras_scaled_l2.experiments.plane import (
+    Point,
+    best_pair,
+    followed,
+    half_decades,
+    means,
+)
 from keras_scaled_l2.experiments.results import scaling, transfer_text
 from keras_scaled_l2.experiments.results.scaling import Sweep
 from keras_scaled_l2.experiments.results.transfer_records import (
@@ -106,7 +112,10 @@ def make_result(plan: TransferPlan, records: Sequence[Records]) -> TransferResul
 
 
 def _sweep(plan: TransferPlan, criterion: str, size: int, records: Records) -> Sweep:
-    known = dict(points_of(plan.line(SWEEP, size), records, plan.seeds))
+    line = plan.line(SWEEP, size)
+    finished = dict(points_of(line, records, plan.seeds))
+    # Under the half-life other coefficients were trained at one learning rate alone.
+    known, _ = followed(finished, plan.plane(line))
     everything = range(len(plan.seeds))
     places = {place for place, _ in means(known, criterion, everything)}
     values = {
