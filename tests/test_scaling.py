@@ -90,6 +90,23 @@ def test_regret_of_what_looks_best_is_not_said_to_be_none():
     assert found.high > 0.02
 
 
+def test_one_example_less_on_every_seed_does_not_show_a_regret():
+    # Errors of 24 examples: one more on both of two seeds, no spread by chance.
+    values = {0.01: {0: 5 / 24, 1: 3 / 24}, 0.1: {0: 4 / 24, 1: 2 / 24}}
+    made = Sweep(1, values, resolution=1 / 24)
+    found = regret(made, values[0.01], share=False)
+    # t of one degree of freedom, 12.706.
+    half = 12.706 / 2**0.5
+    assert found.value == pytest.approx(1 / 24)
+    assert 24 * found.low == pytest.approx(1 - half, rel=1e-4)
+    assert 24 * found.high == pytest.approx(1 + half, rel=1e-4)
+    assert regret(Sweep(1, values), values[0.01], share=False).low > 0
+    # The best against itself, and what the other may be better by.
+    best = regret(made, values[0.1], share=False)
+    assert (best.value, best.low) == (0, 0)
+    assert 24 * best.high == pytest.approx(half - 1, rel=1e-4)
+
+
 def test_regret_without_noise_is_the_difference():
     made = sweep(100, -2.0, seeds=3)
     far, _ = at(made, 1e-3)

@@ -153,8 +153,10 @@ def test_what_the_script_itself_defines_is_refused_before_any_training():
 def test_ctrl_c_of_a_terminal_is_not_for_the_workers():
     with workers.Workers({}, 1) as made:
         process = workers._Process(made._descriptor)
-        assert os.getpgid(process.process.pid) != os.getpgrp()
-        process.stop()
+        try:
+            assert os.getpgid(process.process.pid) != os.getpgrp()
+        finally:
+            process.stop()
 
 
 def test_workers_that_always_die_are_given_up(monkeypatch):

@@ -364,7 +364,7 @@ def test_accuracy_of_nothing_is_0_and_not_minus_0():
         for c in (0.0, 0.1)
     ]
     result = make_result(measured, **{**FIELDS, "criterion": "accuracy"})
-    assert "-0.0" not in result.table()
+    assert "-0.0000" not in result.table()
 
 
 @pytest.mark.parametrize(("power", "right"), [(1.0, False), (-2.0, True)])
@@ -449,6 +449,30 @@ def test_two_trainings_recommend_no_strength_that_is_far_from_the_best():
 
 def enumerate_blocks(values):
     return [((seed, 0), value) for seed, value in enumerate(values)]
+
+
+def test_accuracies_that_differ_by_one_example_prove_nothing():
+    # One example of 24 more, on both of two seeds: no spread, by chance.
+    values = {0.0: (20 / 24, 18 / 24), 0.1: (21 / 24, 19 / 24)}
+    given = [Sample(c, dict(enumerate_blocks(v))) for c, v in values.items()]
+    found = curve(given, higher_is_better=True, resolution=1 / 24)
+    assert found.none_is_as_good
+    # t of one degree of freedom: 12.706 / sqrt(2) examples to both sides of 19.
+    none, half = found.estimates[0], 12.706 / 2**0.5
+    assert 24 * none.low == pytest.approx(19 - half, rel=1e-4)
+    assert 24 * none.high == pytest.approx(19 + half, rel=1e-4)
+    assert not curve(given, higher_is_better=True).none_is_as_good
+    jobs = {
+        c: tuple(TuningJob(s, 0, 0.5, v, 4, 200) for s, v in enumerate(pair))
+        for c, pair in values.items()
+    }
+    result = make_result(
+        [Measured(c, (c, c), 100 * c, False, jobs[c]) for c in values],
+        **FIELDS
+        | {"criterion": "accuracy", "samples": {"train": 96, "validation": 24}},
+    )
+    assert result[0.0].low == pytest.approx(none.low)
+    assert any("as good" in line for line in result.findings)
 
 
 def test_figure_of_an_adaptive_optimizer_calls_nothing_inert():

@@ -124,7 +124,9 @@ def _sweep(plan: TransferPlan, criterion: str, size: int, records: Records) -> S
         )
         for place in places
     }
-    return Sweep(plan.members[size].weights, values)
+    samples = plan.data(plan.seeds[0]).samples["validation"]
+    resolution = 1 / samples if criterion == "accuracy" else 0.0
+    return Sweep(plan.members[size].weights, values, resolution)
 
 
 def _values(

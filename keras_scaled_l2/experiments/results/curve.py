@@ -77,7 +77,12 @@ class Curve:
     none_is_within: bool | None
 
 
-def curve(samples: Sequence[Sample], *, higher_is_better: bool = False) -> Curve:
+def curve(
+    samples: Sequence[Sample],
+    *,
+    higher_is_better: bool = False,
+    resolution: float = 0.0,
+) -> Curve:
     """The statistics of a tuning.
 
     **Best**: the lowest mean among the strengths with the most blocks; means of fewer
@@ -93,6 +98,9 @@ def curve(samples: Sequence[Sample], *, higher_is_better: bool = False) -> Curve
     Args:
         samples: In the order of the axis, the weakest first; at least one value finite.
         higher_is_better: ``True`` for an accuracy.
+        resolution: Smallest step of the criterion, one validation example for an
+            accuracy; 0 if it has none. No standard deviation of differences counts as
+            smaller: in steps they may all be equal by chance.
 
     Raises:
         ValueError: If nothing is finite.
@@ -107,7 +115,12 @@ def curve(samples: Sequence[Sample], *, higher_is_better: bool = False) -> Curve
     best = _best(values)
     reference = values[best]
     center = statistics.fmean(reference.values())
-    estimates = [_estimate(v, reference, center, v is reference) for v in values]
+    estimates = [
+        Estimate(center, center, center)
+        if v is reference
+        else _estimate(v, reference, center, resolution)
+        for v in values
+    ]
     places = [i for i, v in enumerate(values) if v]
     tolerance = WITHIN * abs(center)
     slack = _standard_error(list(reference.values()))
@@ -130,7 +143,9 @@ def curve(samples: Sequence[Sample], *, higher_is_better: bool = False) -> Curve
         edge=len(samples) > 1
         and best in positive
         and (best == positive[-1] or (none is None and best == positive[0])),
-        none_is_as_good=None if none is None else _is_as_good(values, none, best),
+        none_is_as_good=None
+        if none is None
+        else _is_as_good(values, none, best, resolution),
         none_is_within=None
         if none is None
         else estimates[none].mean <= center + tolerance,
@@ -149,18 +164,17 @@ def _estimate(
     values: Mapping[Block, float],
     reference: Mapping[Block, float],
     center: float,
-    is_best: bool,
+    resolution: float,
 ) -> Estimate:
     shared = sorted(values.keys() & reference.keys())
     if not shared:
         return Estimate(math.nan, None, None)
     differences = [values[b] - reference[b] for b in shared]
     mean = center + statistics.fmean(differences)
-    if is_best:
-        return Estimate(center, center, center)
     if len(differences) < 2:
         return Estimate(mean, None, None)
-    half = half_width(statistics.stdev(differences), len(differences))
+    std = max(statistics.stdev(differences), resolution)
+    half = half_width(std, len(differences))
     return Estimate(mean, mean - half, mean + half)
 
 
@@ -234,7 +248,7 @@ def _crossing(
 
 
 def _is_as_good(
-    values: Sequence[Mapping[Block, float]], none: int, best: int
+    values: Sequence[Mapping[Block, float]], none: int, best: int, resolution: float
 ) -> bool | None:
     if none == best:
         return True
@@ -245,7 +259,6 @@ def _is_as_good(
     if len(differences) < 2:
         return None
     others = sum(1 for v in values if v) - 1
-    half = half_width(
-        statistics.stdev(differences), len(differences), comparisons=others
-    )
+    std = max(statistics.stdev(differences), resolution)
+    half = half_width(std, len(differences), comparisons=others)
     return statistics.fmean(differences) <= half

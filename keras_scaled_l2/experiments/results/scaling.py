@@ -26,10 +26,13 @@ class Sweep:
     Args:
         weights: Number of its trainable weights.
         values: Coefficient -> seed -> value, lower is better; 0 is no penalty.
+        resolution: Smallest step of the values, one validation example for an
+            accuracy; 0 if they have none.
     """
 
     weights: int
     values: Mapping[float, Mapping[int, float]]
+    resolution: float = 0.0
 
     @property
     def seeds(self) -> list[int]:
@@ -120,21 +123,25 @@ def regret(sweep: Sweep, values: Mapping[int, float], *, share: bool) -> Interva
     for seed in seeds:
         other = _best(sweep, [s for s in seeds if s != seed])
         outside.append(values[seed] - sweep.values[other][seed])
-    low, _ = _student(outside)
+    low, _ = _student(outside, sweep.resolution)
     high = max(
-        _student([values[s] - column[s] for s in seeds])[1]
+        _student([values[s] - column[s] for s in seeds], sweep.resolution)[1]
         for column in sweep.values.values()
         if all(math.isfinite(column[s]) for s in seeds)
     )
     return Interval(value, min(low / unit, value), max(high / unit, value))
 
 
-def _student(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean."""
-    mean, half = (
-        statistics.fmean(values),
-        half_width(statistics.stdev(values), len(values)),
-    )
+def _student(values: Sequence[float], resolution: float) -> tuple[float, float]:
+    """The 95 % interval of a mean of differences.
+
+    In steps they may all be equal by chance: no standard deviation counts as smaller
+    than a step, but where each is 0, as between a strength and itself.
+    """
+    mean, std = statistics.fmean(values), statistics.stdev(values)
+    if any(values):
+        std = max(std, resolution)
+    half = half_width(std, len(values))
     return mean - half, mean + half
 
 

@@ -76,7 +76,11 @@ def make_result(
     higher = fields["criterion"] == "accuracy"
     samples = [Sample(m.strength, _values(m, higher)) for m in ordered]
     try:
-        found = curve(samples, higher_is_better=higher)
+        found = curve(
+            samples,
+            higher_is_better=higher,
+            resolution=1 / fields["samples"]["validation"] if higher else 0.0,
+        )
     except ValueError as error:
         raise InputError(
             f"every training of {fields['rule']!r} diverged: expected a finite "
