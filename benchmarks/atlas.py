@@ -242,9 +242,9 @@ def _record(trained: Any) -> dict[str, Any]:
 def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[Point, dict[str, Any]]]:
     """What stands in a cell's file: head and records."""
     data = json.loads(path.read_text(encoding="utf-8"))
-    records = {}
+    records, columns = {}, data.pop("columns")
     for row in data.pop("rows"):
-        values = dict(zip(data["columns"], row, strict=True))
+        values = dict(zip(columns, row, strict=True))
         point = Point(*(values.pop(n) for n in ("kind", "place", "rate", "seed")))
         records[point] = values
     return data, records
@@ -295,7 +295,7 @@ def _train_cell(
     if head.get("followed"):
         return True
     if head.get("finished") and not lacking(cell, records):
-        write(path, _without_columns(head) | {"followed": True}, records)
+        write(path, head | {"followed": True}, records)
         return True
     start = time.perf_counter() - head.get("seconds", 0.0)
 
@@ -323,10 +323,6 @@ def _train_cell(
     seconds = save(finished=True) - start
     print(f"{cell.name}: {len(records)} trainings, {seconds:.0f} s", flush=True)
     return True
-
-
-def _without_columns(head: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in head.items() if name != "columns"}
 
 
 def lacking(cell: Cell, records: Mapping[Point, Any]) -> list[Point]:

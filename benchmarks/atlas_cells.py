@@ -78,8 +78,8 @@ class Cell:
             return {self.rule: Plane(**given, coarse=coarse)}
         if self.rule != L2:
             return {self.rule: Plane(**given)}
-        rates = given | {"coarse": (2, 5), "bounds": (1, 9), "tuned": ()}
-        return {L2: Plane(**given), "dropout": Plane(**rates)}
+        dropout = given | {"coarse": (2, 5), "bounds": (1, 9), "tuned": ()}
+        return {L2: Plane(**given), "dropout": Plane(**dropout)}
 
 
 def cells() -> list[Cell]:

@@ -34,6 +34,7 @@ PROBLEMS = {
     "fashion_mnist": "Fashion-MNIST",
     "mnist1d": "mnist1d",
 }
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
 Records = Mapping[PlanePoint, Mapping[str, Any]]
 
 
@@ -180,8 +181,8 @@ def title(group: tuple[Any, ...]) -> str:
     problem, examples, noise, optimizer, architecture = group
     labels = f"{noise:.0%} wrong labels" if noise else "clean"
     kind = "" if architecture == "dense" else f", {architecture}"
-    name = {"sgd": "SGD", "adam": "Adam"}[optimizer]
-    return f"{PROBLEMS[problem]}, {examples:,} examples, {labels}, {name}{kind}"
+    name = f"{OPTIMIZERS[optimizer]}{kind}"
+    return f"{PROBLEMS[problem]}, {examples:,} examples, {labels}, {name}"
 
 
 def regret_rows(

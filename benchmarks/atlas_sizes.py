@@ -7,9 +7,8 @@ import statistics
 from collections.abc import Sequence
 
 from atlas_cells import SIZES
-from atlas_results import HALF_LIFE, POWERS, Result, regret_rows, table
+from atlas_results import HALF_LIFE, OPTIMIZERS, POWERS, Result, regret_rows, table
 
-OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
 FEW = 1000
 """Examples of the cells of every size; the others have 4000 or 10,000."""
 

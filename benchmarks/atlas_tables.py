@@ -98,20 +98,7 @@ def _measured(results: Sequence[Result], others: Sequence[Result]) -> str:
         f"others used as well ({', '.join(dates)}).",
         f"- Cells with trainings on each device: {cells_on}.",
     ]
-    begun = [r for r in everything if not r.head.get("followed")]
-    if begun:
-        kinds = collections.Counter(
-            atlas_sizes.in_words(atlas_sizes.nearest(r.weights))
-            if r.group[4] == "dense"
-            else r.group[4]
-            for r in sorted(begun, key=lambda r: r.weights)
-        )
-        listed = ", ".join(f"{name} ({n})" for name, n in kinds.items())
-        lines.append(
-            f"- In {len(begun)} of them strengths away from the best ones have the "
-            "best of the learning rates that the search began with, which may be too "
-            f"low or too high for them and make them look worse: {listed}."
-        )
+    lines += _begun(everything)
     for group, cells in groups(results).items():
         sizes = ", ".join(f"{r.weights:,}" for r in cells)
         lines.append(f"- {title(group)}: {sizes} weights.")
@@ -123,6 +110,25 @@ def _measured(results: Sequence[Result], others: Sequence[Result]) -> str:
                 f"{max(sizes):,} weights."
             )
     return "\n".join(lines)
+
+
+def _begun(results: Sequence[Result]) -> list[str]:
+    """Cells in which not every strength has the learning rate that suits it."""
+    found = [r for r in results if not r.head.get("followed")]
+    if not found:
+        return []
+    kinds = collections.Counter(
+        atlas_sizes.in_words(atlas_sizes.nearest(r.weights))
+        if r.group[4] == "dense"
+        else r.group[4]
+        for r in sorted(found, key=lambda r: r.weights)
+    )
+    listed = ", ".join(f"{name} ({n})" for name, n in kinds.items())
+    return [
+        f"- In {len(found)} of them strengths away from the best ones have the "
+        "best of the learning rates that the search began with, which may be too "
+        f"low or too high for them and make them look worse: {listed}."
+    ]
 
 
 def _exponents(results: Sequence[Result]) -> str:

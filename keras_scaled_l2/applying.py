@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import keras
 
+from keras_scaled_l2.adapters import UNKNOWN
 from keras_scaled_l2.attached import nothing_changed_if_refused
 from keras_scaled_l2.attaching import (
     Counts,
@@ -22,7 +23,6 @@ from keras_scaled_l2.attaching import (
 from keras_scaled_l2.compiled import steps_kept
 from keras_scaled_l2.costs import remove_temporary_split
 from keras_scaled_l2.counts import penalized_weights
-from keras_scaled_l2.examples import UNKNOWN
 from keras_scaled_l2.fitting import (
     build_from_running_fit,
     callbacks_of_running_fit,

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from keras_scaled_l2 import _keras
-from keras_scaled_l2.examples import UNKNOWN, Counted, count
+from keras_scaled_l2.adapters import UNKNOWN, Counted, count
 from keras_scaled_l2.gradients import to_numpy
 
 

@@ -56,8 +56,7 @@ class Plane:
         coarse: Places of the strengths to begin with.
         bounds: Lowest and highest place of a strength.
         criteria: What is followed to its optimum: names in the records, those with
-            ``accuracy`` in them to be as high as possible, the others as low. The first
-            one chooses the learning rates.
+            ``accuracy`` in them to be as high as possible, the others as low.
         tuned: The criteria by which every strength gets the learning rate that suits
             it, and all seeds there; by the others only those around the best.
     """

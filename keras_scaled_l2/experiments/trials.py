@@ -16,7 +16,6 @@ import logging
 import os
 import random
 import sqlite3
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from keras_scaled_l2.experiments.errors import (
     one_line,
     require,
 )
+from keras_scaled_l2.experiments.heartbeats import Heartbeats
 from keras_scaled_l2.experiments.results.files import finite
 from keras_scaled_l2.experiments.storage import differences
 
@@ -99,7 +99,7 @@ class Trials:
                 ) from error
         self._study_id = self._storage.get_study_id_from_name(name)
         self._check(name, json.loads(json.dumps(finite(configuration))))
-        self._beats = _Heartbeats(self._storage) if shared else None
+        self._beats = Heartbeats(self._storage, HEARTBEAT) if shared else None
 
     def _open(self, storage: str | os.PathLike[str], name: str) -> None:
         url, options = self._url, {}
@@ -303,44 +303,6 @@ class Trials:
                 yield
         finally:
             logger.setLevel(level)
-
-
-class _Heartbeats:
-    """Signs of life for the trials that this process runs, from a thread.
-
-    Optuna sends them from ``Study.optimize`` alone.
-    """
-
-    def __init__(self, storage: Any) -> None:
-        self._storage = storage
-        self._running: dict[int, int] = {}
-        self._lock = threading.Lock()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-        self._thread.start()
-
-    def begin(self, number: int, trial_id: int) -> None:
-        self._storage.record_heartbeat(trial_id)
-        with self._lock:
-            self._running[number] = trial_id
-
-    def end(self, number: int) -> None:
-        with self._lock:
-            self._running.pop(number, None)
-
-    def stop(self) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        while not self._end.wait(HEARTBEAT):
-            with self._lock:
-                running = list(self._running.values())
-            for trial_id in running:
-                # A database that is away for a moment: the grace period is longer.
-                with contextlib.suppress(Exception):
-                    self._storage.record_heartbeat(trial_id)
-        self._storage.remove_session()
 
 
 def _key(values: Sequence[Any]) -> Key:
