@@ -229,5 +229,7 @@ def _option(name: str) -> str:
 def _as_options(message: str) -> str:
     """A message for a Python caller, with the command's options instead."""
     for name in COUNTS:
+        message = message.replace(f"{name}=...", f"{_option(name)} N")
         message = message.replace(f"{name}=", f"{_option(name)} ")
+    message = message.replace("float('inf')", "inf").replace("value=", "value ")
     return " ".join(message.split())

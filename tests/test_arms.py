@@ -135,7 +135,9 @@ def test_config_is_that_of_keras_without_loading_tensorflow(rule, monkeypatch):
     assert Arm("a", rule).config == expected
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "two words", 3])
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "../up", ".hidden", "two words", 3, "x" * 201]
+)
 def test_arm_name_that_is_no_file_name_is_refused(name):
     with pytest.raises(InputError, match="arm name"):
         Arm(name)
@@ -144,6 +146,16 @@ def test_arm_name_that_is_no_file_name_is_refused(name):
 def test_arm_with_something_else_for_a_rule_is_refused():
     with pytest.raises(InputError, match="expected a regularizer"):
         Arm("mine", rule="l2")
+
+
+def test_coefficient_beyond_single_precision_is_refused():
+    model = keras.Sequential([keras.Input((3,)), L.Dense(4)])
+    # c = strength / (2 m): the strength alone says nothing.
+    arm = Arm("x", SampleL2(1e40))
+    found = coefficients(model, arm, samples=1000, batch_size=5)
+    assert list(found.values()) == [pytest.approx(5e36)]
+    with pytest.raises(InputError, match=r"arm 'x': a coefficient or decay of 5e\+38"):
+        coefficients(model, arm, samples=10, batch_size=5)
 
 
 def test_coefficients_leave_the_model_as_it_was():

@@ -84,6 +84,7 @@ def test_tune_takes_number_of_examples_and_label_noise(data, capsys, asked):
         ("--directory= --widths 2,4", "directory '': expected a name"),
         ("--problem digits --task classes", "it is for .npz files"),
         ("--problem nothing", "unknown problem 'nothing'"),
+        ("--model residual --widths 2,4", "model 'residual' needs images"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path, capsys, words, message):

@@ -73,6 +73,8 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
     [
         ("--grid 0.1,x", "expected numbers joined by commas"),
         ("--grid ,", "grid is empty"),
+        ("--grid 0,1e300", "grid value 1e+300: a coefficient or decay of 1e+300"),
+        ("--rule decay --grid 1e39", "grid value 1e+39: a coefficient or decay of"),
         ("--grid -1,2", "expected one argument"),
         ("--rule l3", "unknown rule 'l3'"),
         ("--directory=", "directory '': expected a name"),

@@ -20,6 +20,7 @@ from keras_scaled_l2.experiments import Arm, Comparison, compare, runs
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.engine import Engine
 from keras_scaled_l2.experiments.errors import InputError
+from keras_scaled_l2.experiments.plan import make_plan
 from keras_scaled_l2.experiments.problems import Source
 from keras_scaled_l2.experiments.progress import Bar, Lines, Progress, choose
 from keras_scaled_l2.experiments.results.files import read_json
@@ -359,6 +360,11 @@ def test_optimizer_of_several_learning_rates_is_refused():
         ({"patience": 0}, "patience 0"),
         ({"memory": 0}, "memory 0: expected GiB"),
         ({"model": lambda: 3}, "made int"),
+        ({"arms": None}, "arms None: expected a sequence, as ['none', 'l2']"),
+        ({"arms": ["none", 3]}, "arm 3 of type int: expected a name such as 'l2'"),
+        ({"strengths": 5}, "strengths 5: expected a dict of names and numbers"),
+        ({"arms": ["l2"], "strengths": {"l2": 1e300}}, "precision ends at 3.4e+38"),
+        ({"arms": ["decay"], "strengths": {"decay": 1e39}}, "decay of 1e+39"),
         ({"model": lambda: 1 / 0}, "failed: ZeroDivisionError"),
         ({"arms": [Arm("x", {"class_name": "Nowhere", "config": {}})]}, "arm 'x'"),
     ],
@@ -370,6 +376,11 @@ def test_wrong_input_is_refused_before_any_training(options, expected, monkeypat
         small(**options)
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_arms_may_be_an_iterator():
+    plan = make_plan(problem="digits", arms=iter(["none", "l2"]), hidden=(4,))
+    assert [arm.name for arm in plan.arms] == ["none", "l2"]
 
 
 class Interrupting(Progress):

@@ -152,6 +152,10 @@ def test_what_the_evidence_cannot_do_is_said_in_one_line():
     ):
         with pytest.raises(InputError, match=message):
             check_following("arm 'x'", network, RULE, problem, epochs)
+    # A remedy that is there already would be none.
+    short, one = make_network(problem), EvidenceL2(burn_in=1)
+    with pytest.raises(InputError, match=r"after 1 epoch, and .* Train longer\.$"):
+        check_following("arm 'x'", short, one, problem, 1)
 
 
 def test_arm_tells_what_it_started_from_and_found(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeCV
 from sklearn.metrics import log_loss
 
-from keras_scaled_l2 import PriorL2, SampleL2, ScaledL2
+from keras_scaled_l2 import HalfLifeL2, PriorL2, SampleL2, ScaledL2
 from keras_scaled_l2.experiments import TuningResult, compare, transfer, tune
 from keras_scaled_l2.experiments.arrays import checked
 from keras_scaled_l2.experiments.axis import make_axis
@@ -240,7 +240,7 @@ class Nameless(keras.Regularizer):
             {"rule": keras.regularizers.L1L2(0.5, 0.5)},
             r"rule keras.regularizers.L1L2\(.*\): L1L2 is not of the form",
         ),
-        ({"rule": Nameless()}, r"rule Nameless\(\): Nameless\(\) has no strength"),
+        ({"rule": Nameless()}, r"^rule Nameless\(\) has no strength"),
         ({"method": "loo"}, "unknown method 'loo'"),
         ({"criterion": "loss"}, "unknown criterion"),
         (
@@ -255,7 +255,8 @@ class Nameless(keras.Regularizer):
         ({"hidden": 5}, "hidden units 5: expected a sequence, as 512,512"),
         ({"problem": ([[0.0]], [1])}, r"problem of type tuple: .* numpy.savez\("),
         ({"storage": "nothing://here"}, "storage 'nothing://here' cannot be used"),
-        ({"rule": "half-life", "optimizer": "adam"}, "rule .*HalfLife"),
+        ({"rule": "half-life", "optimizer": "adam"}, "^rule 'half-life' under Adam: "),
+        ({"rule": HalfLifeL2(3), "optimizer": "adam"}, r"^rule HalfLifeL2\(\S+ has no"),
         (
             {"optimizer": keras.optimizers.AdamW()},
             "expected one without",

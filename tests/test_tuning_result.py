@@ -223,6 +223,16 @@ def test_findings_say_what_the_curve_says():
     assert "To use it: no dropout" in dropped.table()
 
 
+@pytest.mark.parametrize("e_folds", [0.0, 1.0])
+def test_strength_that_was_trained_alone_is_compared_with_nothing(e_folds):
+    jobs = tuple(TuningJob(s, 0, 1.0 + 0.01 * s, 0.9, 4, 200) for s in range(3))
+    c = e_folds / 100
+    alone = Measured(c, (c, c), e_folds, e_folds < 0.02, jobs)
+    first, *others = make_result([alone], **FIELDS).findings
+    assert first.endswith("the only one that was trained: nothing to compare it with.")
+    assert not any("best" in line for line in others)
+
+
 @pytest.mark.parametrize(("none", "behind"), [(1.2, "20.0 %"), (1.01, "1.0 %")])
 def test_one_training_does_not_tell_whether_no_penalty_is_worse(none, behind):
     result = made((none, 1.19, 1.1, 1.0, 1.01, 1.4), seeds=1, epochs=1)

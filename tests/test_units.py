@@ -13,6 +13,7 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
+from keras_scaled_l2 import cli
 from keras_scaled_l2.regularizers import HalfLifeL2, PriorL2, SampleL2
 from keras_scaled_l2.units import CONVENTIONS, COUNTS, convert
 
@@ -771,3 +772,19 @@ if keras.config.backend() == "torch":
             optimizer.step()
             assert step() == pytest.approx(float(w.detach()), rel=1e-5)
         assert float(w.detach()) == pytest.approx((1 - 0.1 * decay) ** 20)
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ("1 --from textbook --to torch", "Pass --samples N."),
+        ("0 --from logistic_c --to keras --samples 9", "value 0.0: expected"),
+        ("0 --from logistic_c --to keras --samples 9", "for none at all pass inf."),
+    ],
+)
+def test_command_says_what_is_wrong_in_words_of_the_command(words, remedy, capsys):
+    assert cli.main(["convert", *words.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert remedy in line
+    assert "float(" not in line
+    assert "=" not in line

@@ -79,12 +79,14 @@ def dense(problem: Problem, hidden: Sequence[int] = DEFAULT_HIDDEN) -> Architect
     return Architecture(f"dense {'-'.join(map(str, widths))} (relu)", build)
 
 
-def convolutional(problem: Problem, width: int = 32) -> Architecture:
+def convolutional(
+    problem: Problem, width: int = 32, *, name: str = "conv"
+) -> Architecture:
     """A small convolutional network for images, as many first networks are.
 
     Two convolutions of 3 x 3 with 32 and 64 filters, each followed by 2 x 2 pooling,
     a dense layer of 128 units, and a linear output; another width goes for 32, and its
-    double and fourfold for the others.
+    double and fourfold for the others. ``name`` is that of the model asked for.
 
     Raises:
         InputError: If the examples are no images ``(height, width, channels)``.
@@ -92,7 +94,7 @@ def convolutional(problem: Problem, width: int = 32) -> Architecture:
     shape = problem.x_train.shape[1:]
     if len(shape) != 3 or min(shape[:2]) < 4:
         raise InputError(
-            f"model 'conv' needs images (height, width, channels) of at least 4 x 4: "
+            f"model {name!r} needs images (height, width, channels) of at least 4 x 4: "
             f"problem {problem.name!r} has examples of shape {shape}. Use 'dense'."
         )
     layers = keras.layers

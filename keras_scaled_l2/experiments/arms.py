@@ -87,6 +87,8 @@ PARTS = ("none", *_RULES, DECAY, EVIDENCE, "dropout")
 """What the name of an arm is made of."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+# File systems take 255 bytes; a run's file adds its seed and its kind.
+_LONGEST = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +121,11 @@ class Arm:
             raise InputError(
                 f"arm name {self.name!r}: expected letters, digits and . _ + = - only, "
                 "since files are named after it."
+            )
+        if len(self.name) > _LONGEST:
+            raise InputError(
+                f"arm name {self.name[:20]}... has {len(self.name)} characters: "
+                f"expected at most {_LONGEST}, since files are named after it."
             )
         object.__setattr__(self, "dropout", check_rate(self.dropout))
         decay = self.weight_decay

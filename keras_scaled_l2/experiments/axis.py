@@ -222,7 +222,10 @@ def _rule(rule: Any, optimizer: keras.optimizers.Optimizer) -> keras.Regularizer
         if isinstance(rule, Rule):
             rule.check_optimizer(optimizer)
     except ValueError as error:
-        raise InputError(f"rule {written(rule)}: {one_line(error)}") from error
+        text, call = one_line(error), written(rule)
+        # What the rule says itself begins with the same call.
+        named = "rule" if text.startswith(call) else f"rule {call}:"
+        raise InputError(f"{named} {text}") from error
     return rule
 
 
@@ -247,6 +250,12 @@ def _named(name: str, optimizer: keras.optimizers.Optimizer) -> keras.Regularize
     if name == "prior":
         return PriorL2(1.0)
     if name == "half-life":
+        if not isinstance(optimizer, keras.optimizers.SGD):
+            raise InputError(
+                f"rule 'half-life' under {type(optimizer).__name__}: expected SGD, "
+                "since an adaptive optimizer leaves no half-life to a penalty. Use "
+                "'decay'."
+            )
         config = optimizer.get_config()
         rate = config.get("learning_rate")
         return HalfLifeL2(

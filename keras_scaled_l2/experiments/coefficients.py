@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 
 import keras
+import numpy as np
 
 # Registers the rules, so that a config finds its class.
 import keras_scaled_l2.regularizers  # noqa: F401
@@ -64,7 +65,22 @@ def coefficients(
             f"arm {arm.name!r}: {arm.rule['class_name']} is not of the form c * "
             "sum(w**2): expected a rule of keras_scaled_l2 or keras.regularizers.L2."
         )
+    check_single(f"arm {arm.name!r}", max((c for c in found.values() if c), default=0))
     return {path: c for path, c in found.items() if c is not None}
+
+
+def check_single(name: str, value: float) -> None:
+    """Refuse what the trainings, in single precision, could only hold as infinite.
+
+    Raises:
+        InputError: If the coefficient, or the weight decay, is too large.
+    """
+    largest = float(np.finfo(np.float32).max)
+    if value > largest:
+        raise InputError(
+            f"{name}: a coefficient or decay of {value:g}, and single precision ends "
+            f"at {largest:.2g}. Expected a smaller strength."
+        )
 
 
 def _advice(error: Exception) -> str:

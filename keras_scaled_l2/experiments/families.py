@@ -119,7 +119,7 @@ def _architecture(family: Family, problem: Problem, width: int) -> Architecture:
         return architectures.dense(problem, (width, width))
     if family in NAMES:
         # It refuses what is no image.
-        found = architectures.convolutional(problem, width)
+        found = architectures.convolutional(problem, width, name=family)
         return found if family == "conv" else _residual(problem, width)
     if isinstance(family, str):
         if ":" not in family:

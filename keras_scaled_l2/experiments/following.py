@@ -16,6 +16,7 @@ from keras_scaled_l2.experiments.naming import paths
 from keras_scaled_l2.experiments.objective import keras_loss
 from keras_scaled_l2.experiments.outputs import gives_probabilities
 from keras_scaled_l2.experiments.problems import Problem
+from keras_scaled_l2.experiments.results.words import counted
 from keras_scaled_l2.learning import Learning
 from keras_scaled_l2.rule import Rule
 from keras_scaled_l2.scalars import evidence_logs
@@ -111,9 +112,10 @@ def check_following(
     """
     burn_in = getattr(rule, "burn_in", 0)
     if epochs <= burn_in:
+        shorter = ", or give EvidenceL2(burn_in=1)" if burn_in > 1 else ""
         raise InputError(
-            f"{name}: its strengths move after {burn_in} epochs, and epochs is "
-            f"{epochs}: expected more. Train longer, or give EvidenceL2(burn_in=1)."
+            f"{name}: its strengths move after {counted(burn_in, 'epoch')}, and epochs "
+            f"is {epochs}: expected more. Train longer{shorter}."
         )
     try:
         follower = Follower(network, rule, problem)

@@ -15,6 +15,7 @@ from keras_scaled_l2.experiments.results.files import (
     write_bytes,
     write_text,
 )
+from keras_scaled_l2.experiments.storage import differences
 from keras_scaled_l2.experiments.transfer_lines import Key
 from keras_scaled_l2.experiments.transfer_plan import TransferPlan
 from keras_scaled_l2.experiments.transfer_result import Records
@@ -101,9 +102,11 @@ class Journal:
                 "another directory, or delete it."
             ) from error
         if found != wanted:
+            other = differences(found, wanted) if isinstance(found, dict) else ""
             raise InputError(
-                f"directory {where!r} holds a transfer of another configuration: "
-                "expected the same call. Give another directory, or delete it."
+                f"directory {where!r} holds a transfer of another configuration"
+                f"{other and f' ({other})'}: expected the same call. Give another "
+                "directory, or delete it."
             )
 
     def _take(self, line: str) -> bool:

@@ -27,7 +27,10 @@ from keras_scaled_l2.experiments.arms import (
     named_arms,
 )
 from keras_scaled_l2.experiments.arrays import Arrays
-from keras_scaled_l2.experiments.coefficients import penalizable_sizes
+from keras_scaled_l2.experiments.coefficients import (
+    check_single,
+    penalizable_sizes,
+)
 from keras_scaled_l2.experiments.environment import versions
 from keras_scaled_l2.experiments.errors import (
     InputError,
@@ -168,6 +171,9 @@ def make_plan(
     Raises:
         InputError: If any of it cannot be done.
     """
+    if not isinstance(arms, str | Arm):
+        # Asked for twice, and an iterator yields once.
+        arms = several("arms", arms, "['none', 'l2']")
     # First without a network: a wrong name costs no loading of data.
     _arms(arms, strengths, dropout)
     seeds = _seeds(seeds)
@@ -223,6 +229,8 @@ def largest_kernel(network: keras.Model) -> int:
 
 
 def _check_decay(arms: Sequence[Arm], optimizer: OptimizerSpec) -> None:
+    for arm in arms:
+        check_single(f"arm {arm.name!r}", arm.weight_decay)
     decay = optimizer.config.get("weight_decay")
     decaying = [arm.name for arm in arms if arm.weight_decay]
     if decay and decaying:
@@ -293,6 +301,18 @@ def _arms(
 ) -> tuple[Arm, ...]:
     if isinstance(arms, str | Arm):
         arms = [arms]
+    arms = several("arms", arms, "['none', 'l2']")
+    wrong = [arm for arm in arms if not isinstance(arm, str | Arm)]
+    if wrong:
+        raise InputError(
+            f"arm {wrong[0]!r} of type {type(wrong[0]).__name__}: expected a name such "
+            "as 'l2', or Arm('name', rule)."
+        )
+    if not isinstance(strengths, Mapping | None):
+        raise InputError(
+            f"strengths {strengths!r}: expected a dict of names and numbers, as "
+            "{'l2': 0.001}."
+        )
     names = [arm for arm in arms if isinstance(arm, str)]
     named: dict[str, Arm] = {}
     if strengths and arms and not names:

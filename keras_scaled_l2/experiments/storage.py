@@ -214,8 +214,23 @@ def _differences(
                 before = {k: v for k, v in before.items() if k in shared}
                 after = {k: v for k, v in after.items() if k in shared}
             yield from _differences(before, after, f"{name} ")
+        elif before != after and (pair := _first_pair(before, after)):
+            # The sizes of a transfer: as a rule they all differ in the same.
+            yield from _differences(*pair, prefix)
         elif before != after:
             yield f"{name} is {_short(before)} there, {_short(after)} here"
+
+
+def _first_pair(
+    before: Any, after: Any
+) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """The first two configurations that differ, of two lists of as many."""
+    if not (isinstance(before, list) and isinstance(after, list)):
+        return None
+    if len(before) != len(after):
+        return None
+    pair = next(p for p in zip(before, after, strict=True) if p[0] != p[1])
+    return pair if all(isinstance(part, Mapping) for part in pair) else None
 
 
 def _short(value: Any) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from keras_scaled_l2.experiments import architectures
 from keras_scaled_l2.experiments.arms import DECAY, check_rate
 from keras_scaled_l2.experiments.axis import Axis, make_axis
+from keras_scaled_l2.experiments.coefficients import check_single
 from keras_scaled_l2.experiments.dropout_variant import derive
 from keras_scaled_l2.experiments.errors import (
     InputError,
@@ -188,6 +189,10 @@ def make_tuning_plan(
         workers=workers,
         directory=None if directory is None else writable(directory),
     )
+    for strength in values or ():
+        made = plan.axis.regularization(strength)
+        largest = max(made.weight_decay, *made.span)
+        check_single(f"grid value {strength:g}", largest)
     if plan.directory is not None:
         _check_place(plan, plan.directory)
     if method == "evidence":

@@ -118,6 +118,8 @@ def _plateau(points: Sequence[TuningPoint], found: Curve, rule: str) -> str:
     low, high = found.plateau
     best = points[found.best]
     name = f"The best strength of {rule} is {_say(best.strength)}"
+    if len(points) == 1:
+        return f"{name}, the only one that was trained: nothing to compare it with."
     if low == high:
         return f"{name}; no other value that was tried is as good."
     limit = WITHIN * abs(best.mean)
@@ -157,6 +159,8 @@ def _far(inside: Sequence[TuningPoint], best: TuningPoint) -> str:
 
 def _none(points: Sequence[TuningPoint], found: Curve, rule: str) -> list[str]:
     none = without(rule).capitalize()
+    if len(points) == 1:
+        return []
     if points[found.best].strength == 0:
         return [f"{none} is best: nothing that was tried is better."]
     if found.none_is_as_good:
