@@ -224,7 +224,9 @@ def torch_loader(adapter: Any) -> Any:
 
 def tf_dataset(adapter: Any) -> Any:
     """The ``tf.data`` set behind the adapter of a ``fit``; ``None`` for other data."""
-    return getattr(adapter, "_dataset", None)
+    dataset = getattr(adapter, "_dataset", None)
+    # Grain's adapter has one too, of another kind.
+    return dataset if hasattr(dataset, "element_spec") else None
 
 
 def users(layer: keras.Layer) -> list[Any]:

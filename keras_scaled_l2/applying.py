@@ -29,7 +29,8 @@ from keras_scaled_l2.fitting import (
     data_of_running_fit,
     examples_of_running_fit,
 )
-from keras_scaled_l2.learning import Learning, finish_learning, learns
+from keras_scaled_l2.learned import finish_learning
+from keras_scaled_l2.learning import Learning, learns
 from keras_scaled_l2.rule import Rule
 from keras_scaled_l2.scalars import evidence_logs
 from keras_scaled_l2.starting import StartingLine, check_counted
@@ -144,6 +145,9 @@ class ApplyL2(keras.callbacks.Callback):
             counts = {n: given.get(n, getattr(counted, n)) for n in _COUNTS}
             check_counted(model, counts, own)
             warn_of_double_decay(model, bind_each(model, counts, own))
+        for other in self._others():
+            # One follows the evidence of all weights: whoever comes last.
+            other._learning = None
         self._learning = self._learn() if learns(model) else None
         more = 0 if "samples" in given else counted.more
         self._line = StartingLine(model, counts["samples"], more)
@@ -201,14 +205,21 @@ class ApplyL2(keras.callbacks.Callback):
         """
         for_all: dict[str, Any] = {}
         by_weight: dict[int, dict[str, Any]] = {}
-        for other in [*callbacks_of_running_fit(self.model), self]:
-            if isinstance(other, ApplyL2):
-                for_all |= other._given
-                by_weight |= dict.fromkeys(other._attached, other._given)
+        for other in [*self._others(), self]:
+            for_all |= other._given
+            by_weight |= dict.fromkeys(other._attached, other._given)
         return for_all, by_weight
 
+    def _others(self) -> list[ApplyL2]:
+        """The other ``ApplyL2`` of the running fit."""
+        found = callbacks_of_running_fit(self.model)
+        return [c for c in found if isinstance(c, ApplyL2) and c is not self]
+
     def _learn(self) -> Learning:
-        found = self.examples or examples_of_running_fit(self.model)
+        found = examples_of_running_fit(self.model)  # refuses those that are weighted
+        for one in [*self._others(), self]:
+            if one.examples is not None:
+                found = _pair(one.examples)
         if found is None:
             raise ValueError(
                 "ApplyL2(EvidenceL2(...)) needs training examples, and what was given "
@@ -222,6 +233,17 @@ class ApplyL2(keras.callbacks.Callback):
                 "was given: gamma of such large layers is known for Dense only."
             )
         return learning
+
+
+def _pair(examples: Any) -> tuple[Any, Any]:
+    """Inputs and targets as the user gave them."""
+    if not isinstance(examples, (tuple, list)) or len(examples) != 2:
+        count = f" of {len(examples)}" if isinstance(examples, (tuple, list)) else ""
+        raise ValueError(
+            f"ApplyL2(examples=...) got a {type(examples).__name__}{count}: expected "
+            "inputs and their targets, examples=(x, y)."
+        )
+    return examples[0], examples[1]
 
 
 def _say(guidance: str | None) -> None:

@@ -25,6 +25,7 @@ from keras_scaled_l2.fitting import (
     without_weight_decay,
 )
 from keras_scaled_l2.half_life import optimizer_counts
+from keras_scaled_l2.learned import finish_broken_learning
 from keras_scaled_l2.rule import Rule, check_is_regularizer
 from keras_scaled_l2.saving import unsaved
 from keras_scaled_l2.steps import put_regularizer, refresh_steps
@@ -85,6 +86,8 @@ def attach(
         >>> len(attach(model, ScaledL2(1.0)))
         1
     """
+    check_is_model(model)
+    finish_broken_learning(model)
     targets = attach_to(model, rule, where)
     warn_of_unsaved(model, targets)
     warn_of_double_decay(model, targets)
@@ -126,6 +129,7 @@ def detach(model: keras.Model) -> list[str]:
         TypeError: If it is no Keras model.
     """
     check_is_model(model)
+    finish_broken_learning(model)
     paths = restore(model)
     if paths:
         _resolve(model, {})
@@ -152,6 +156,7 @@ def bind(
         ValueError: If the model is not built, or a rule still lacks a count.
     """
     check_built(model)
+    finish_broken_learning(model)
     counts = checked_counts({"samples": samples, "batch_size": batch_size})
     weights = bind_each(model, counts, {})
     warn_of_double_decay(model, weights)
@@ -235,14 +240,14 @@ def _selector_of(
 
 
 def _set(weight: Weight, rule: Any) -> None:
-    """Put a rule on a variable and in its layer's config, if it is another one."""
-    if weight.variable.regularizer == rule:
-        return
+    """Put a rule on a variable and in its layer's config, where there is another."""
     # The variable makes the loss, the layer's attribute the config: Keras reads each
     # for its own purpose and never compares them.
-    put_regularizer(weight.variable, rule)
-    if weight.attribute is not None:
-        setattr(weight.config_layer, weight.attribute, rule)
+    if weight.variable.regularizer != rule:
+        put_regularizer(weight.variable, rule)
+    layer, attribute = weight.config_layer, weight.attribute
+    if attribute is not None and getattr(layer, attribute) != rule:
+        setattr(layer, attribute, rule)
 
 
 def checked_counts(counts: Counts) -> dict[str, int | None]:

@@ -31,7 +31,7 @@ from keras_scaled_l2.gradient_norms import (
     measure_gradients,
     remove_stale_measurement,
 )
-from keras_scaled_l2.learning import is_learning
+from keras_scaled_l2.learned import is_learning
 from keras_scaled_l2.means import NAMES
 from keras_scaled_l2.parts import penalty_of
 from keras_scaled_l2.run_table import METRICS, hyperparameters

@@ -44,16 +44,20 @@ def walk(model: keras.Layer) -> Iterator[Weight]:
     """Every weight of a model, each once.
 
     Walks variables, not attributes: ``Dense.kernel`` may be a computed tensor (LoRA,
-    quantization). A weight shared by several layers belongs to the first one.
+    quantization). A weight shared by several layers belongs to the first one that has
+    an argument for its regularizer, if any has: ``SpectralNormalization``, which comes
+    before the layer that it wraps, holds the kernel of that.
     """
-    seen: set[int] = set()
+    found: dict[int, Weight] = {}
     layers = _keras.layers_within(model)
     parents = {id(child): layer for layer in layers for child in _keras.children(layer)}
     for layer in layers:
         for variable in _keras.own_variables(layer):
-            if id(variable) not in seen:
-                seen.add(id(variable))
-                yield Weight(layer, variable, *_kept_in(layer, variable, parents))
+            weight = Weight(layer, variable, *_kept_in(layer, variable, parents))
+            known = found.get(id(variable))
+            if known is None or (weight.attribute and not known.attribute):
+                found[id(variable)] = weight
+    yield from found.values()
 
 
 def trainable_weights(model: keras.Layer) -> list[Weight]:

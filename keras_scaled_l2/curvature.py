@@ -34,14 +34,16 @@ def loss_of(model: keras.Model) -> tuple[str, bool]:
     loss = keras.losses.get(given) if isinstance(given, str) else given
     if isinstance(loss, keras.losses.Loss):
         name, logits = type(loss).__name__, bool(loss.get_config().get("from_logits"))
-        smoothed = loss.get_config().get("label_smoothing")
+        config = loss.get_config()
+        other = config.get("label_smoothing") or config.get("ignore_class") is not None
     else:
-        name, logits, smoothed = getattr(loss, "__name__", repr(loss)), False, 0.0
+        name, logits, other = getattr(loss, "__name__", repr(loss)), False, False
     kind = _KINDS.get(name.replace("_", "").lower())
-    if kind is None or smoothed:
+    if kind is None or other:
         raise ValueError(
             f"loss={given!r}: expected mean squared error, or binary, categorical or "
-            "sparse categorical cross-entropy without label smoothing, of one output."
+            "sparse categorical cross-entropy, without label smoothing and ignore_class, "
+            "of one output."
         )
     return kind, logits
 
@@ -147,5 +149,5 @@ def mean_loss(model: keras.Model, x: Any, y: Any) -> float:
     outputs = model(ops.convert_to_tensor(x), training=False)
     if loss_of(model)[0] == "binary":
         y = np.reshape(y, outputs.shape)
-    loss = keras.losses.get(model.loss)
+    loss = keras.losses.get(given_loss(model))
     return float(to_numpy(ops.mean(loss(ops.convert_to_tensor(y), outputs))))

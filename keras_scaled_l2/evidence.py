@@ -29,6 +29,7 @@ from keras_scaled_l2.grams import (
     written_rows,
 )
 from keras_scaled_l2.kronecker import gamma_by_kronecker
+from keras_scaled_l2.parts import weighs_penalties
 from keras_scaled_l2.rule import effective_coefficient
 from keras_scaled_l2.validation import positive_count
 
@@ -80,6 +81,7 @@ def evidence_strengths(
     Source: MacKay, Bayesian Interpolation (1992), eq. 4.9; A Practical Bayesian
     Framework for Backpropagation Networks (1992).
     """
+    refuse_own_loss(model)
     m = len(x) if samples is None else positive_count("samples", samples)
     gammas = determined_parameters(model, x, m)
     squares = {
@@ -93,7 +95,10 @@ def evidence_strengths(
 
 
 def determined_parameters(
-    model: keras.Model, x: Any, samples: int | None = None
+    model: keras.Model,
+    x: Any,
+    samples: int | None = None,
+    coefficients: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Gamma of each penalized weight: how many of its parameters the data determine.
 
@@ -103,13 +108,16 @@ def determined_parameters(
             penalized weights are kernels of ``Dense`` alone: ``gamma_by_kronecker``.
         samples: Number of training examples, default ``len(x)``; of more it is an
             estimate, see ``gamma_of_all``.
+        coefficients: Path of each penalized weight -> the ``c`` to count under,
+            default the present ones.
 
     Raises:
         ValueError: As ``evidence_strengths``.
     """
     check_built(model)
     refuse_batch_normalization(model)
-    coefficients = present_coefficients(model)
+    if coefficients is None:
+        coefficients = present_coefficients(model)
     if len(x) * rows_per_example(model) > MOST_ROWS:
         return gamma_by_kronecker(model, x, coefficients, samples or len(x))
     finder = RowFinder(model, x, coefficients)
@@ -250,9 +258,22 @@ def present_coefficients(model: keras.Model) -> dict[str, float]:
     """
     found = {}
     for weight in penalized_weights(model):
+        c = effective_coefficient(weight.variable.regularizer, weight.variable.shape)
+        found[id(weight.variable)] = None if c is None else float(to_numpy(c))
+    return by_path(model, found)
+
+
+def by_path(
+    model: keras.Model, coefficients: Mapping[int, float | None]
+) -> dict[str, float]:
+    """Coefficients by the ``id`` of their weight, all above 0 -> by its path.
+
+    Refuses as ``present_coefficients``.
+    """
+    found: dict[str, float] = {}
+    for weight in penalized_weights(model):
         variable = weight.variable
-        c = effective_coefficient(variable.regularizer, variable.shape)
-        c = None if c is None else float(to_numpy(c))
+        c = coefficients[id(variable)]
         if c is None or c <= 0:
             raise ValueError(
                 f"The penalty of {variable.path!r} has the coefficient {c}: expected "
@@ -283,6 +304,17 @@ def refuse_batch_normalization(model: keras.Model) -> None:
                 "output. Expected a model without BatchNormalization; choose the "
                 "strength with validation data."
             )
+
+
+def refuse_own_loss(model: keras.Model) -> None:
+    """Refuse a model whose loss is not the compiled one plus the penalties."""
+    if weighs_penalties(model):
+        raise ValueError(
+            f"The model {model.name!r} has a compute_loss of its own, which may weigh "
+            "the penalties or add to the loss: the evidence knows the loss of compile "
+            "alone. Expected a model with Keras's compute_loss; choose the strength "
+            "with validation data."
+        )
 
 
 def half_noise(model: keras.Model, x: Any, y: Any, gamma: float, m: int) -> float:

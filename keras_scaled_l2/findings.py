@@ -210,12 +210,16 @@ def _before_batch_norm(model: keras.Model) -> Iterator[Finding]:
 
 
 def _feeds_only_batch_norm(layer: keras.Layer) -> bool:
-    """Whether all that a linear layer gives goes straight into a normalization."""
+    """Whether all that a linear layer gives goes straight into a normalization.
+
+    By the batch: a frozen one divides by what it has found before, whatever comes.
+    """
     if getattr(layer, "activation", None) not in (None, keras.activations.linear):
         return False
     users = _keras.users(layer)
     return bool(users) and all(
-        isinstance(user, keras.layers.BatchNormalization) for user in users
+        isinstance(user, keras.layers.BatchNormalization) and user.trainable
+        for user in users
     )
 
 

@@ -248,6 +248,11 @@ def _nearest(name: str) -> FrameType | None:
     return None
 
 
+def is_in_fit(model: keras.Model) -> bool:
+    """Whether a ``fit`` of the model is on the call stack."""
+    return _running_fit(model) is not None
+
+
 def _running_fit(model: keras.Model) -> FrameType | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

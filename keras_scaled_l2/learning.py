@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_scaled_l2 import _keras
 from keras_scaled_l2.counts import Weight, elements, penalized_weights
 from keras_scaled_l2.curvature import loss_of, mean_loss, rows_per_example
 from keras_scaled_l2.evidence import (
@@ -17,12 +16,18 @@ from keras_scaled_l2.evidence import (
     most_examples,
     present_coefficients,
     refuse_batch_normalization,
+    refuse_own_loss,
     sum_of_squares_of,
 )
-from keras_scaled_l2.gradients import Tensor, strategy_scope, sum_of_squares, to_numpy
+from keras_scaled_l2.gradients import strategy_scope, to_numpy
 from keras_scaled_l2.grams import RowFinder, gamma_of_all
-from keras_scaled_l2.rule import Quadratic, Rule
-from keras_scaled_l2.steps import put_regularizer, rebuild_steps
+from keras_scaled_l2.learned import (
+    LearnedPenalty,
+    begin_learning,
+    finish_learning,
+)
+from keras_scaled_l2.rule import Rule
+from keras_scaled_l2.steps import put_regularizer
 from keras_scaled_l2.warn import warn
 
 _MOST_MOVE = math.log(2.0)
@@ -32,7 +37,6 @@ _INTERPOLATES = 0.01
 _RECOUNT = 5
 _FEW_ROWS = 300
 _TINY = 1e-12
-_STATES = "_keras_scaled_l2_coefficients"
 
 
 class Learned(NamedTuple):
@@ -42,43 +46,6 @@ class Learned(NamedTuple):
     gamma: float
     """Determined parameters; nan before the first update."""
     weights: int
-
-
-class _Penalty(Quadratic):
-    """The penalty of a rule whose coefficient is a variable that the step reads."""
-
-    def __init__(self, rule: Any, coefficient: keras.Variable) -> None:
-        self.rule = rule
-        self.coefficient = coefficient
-
-    def __call__(self, x: Tensor) -> Tensor:
-        total = sum_of_squares(x)
-        c = keras.ops.cast(keras.ops.convert_to_tensor(self.coefficient), total.dtype)
-        return keras.ops.cast(c * total, keras.config.floatx())
-
-    def get_config(self) -> dict[str, Any]:
-        return dict(self.rule.get_config())
-
-
-class _State(keras.metrics.Metric):
-    """Keeps a coefficient among a model's state, and out of its weights.
-
-    Keras carries the states of seed generators through the steps of all backends, and
-    nothing says that they must be seeds. A metric, since Keras saves those: what is
-    kept for a training to be resumed holds the coefficient.
-    """
-
-    def __init__(self, state: keras.Variable) -> None:
-        super().__init__(name="coefficient")
-        self.state = state
-
-    def save_own_variables(self, store: Any) -> None:
-        store["coefficient"] = to_numpy(self.state)
-
-    def load_own_variables(self, store: Any) -> None:
-        # A file of another training has none: the strength stays.
-        if "coefficient" in store.keys():  # noqa: SIM118 (not a mapping)
-            self.state.assign(store["coefficient"])
 
 
 class _Group:
@@ -136,6 +103,7 @@ class Learning:
 
     def __init__(self, model: keras.Model, x: Any, y: Any) -> None:
         refuse_batch_normalization(model)
+        refuse_own_loss(model)
         self._model = model
         self._x, self._y = _chosen(x, y, most_examples(model))
         self._finder = RowFinder(model, self._x, present_coefficients(model))
@@ -146,17 +114,13 @@ class Learning:
         self._updates = 0
         self.unknown = list(self._finder.unknown)
         for group in self._groups:
-            group.put(_Penalty(group.rule, group.variable))
-        states = [_State(group.variable) for group in self._groups]
-        _keras.add_states(model, states)
-        # Past Keras's tracking, and where it looks for what to save.
-        vars(model)[_STATES] = states
-        rebuild_steps(model)
+            group.put(LearnedPenalty(group.rule, group.variable))
+        begin_learning(model, [group.variable for group in self._groups])
 
     def epoch(self, epochs: int) -> None:
         """After so many epochs of this training: an update, if it is time for one."""
         due = [g for g in self._groups if epochs >= g.rule.burn_in]
-        if due and not self.stopped:
+        if due and not self.stopped and self._is_finite():
             self._update(due)
         for group in self._groups:
             group.note()
@@ -194,6 +158,11 @@ class Learning:
             group.gamma = sum(gammas.pop(p) for p in group.paths)
         self._others = sum(gammas.values())
 
+    def _is_finite(self) -> bool:
+        """Whether the training has not diverged, which no strength would mend."""
+        variables = self._model.trainable_variables
+        return all(math.isfinite(sum_of_squares_of(v)) for v in variables)
+
     def _interpolates(self) -> bool:
         if loss_of(self._model)[0] == "squares":
             return False
@@ -230,26 +199,6 @@ def learns(model: keras.Model) -> bool:
     )
 
 
-def is_learning(model: keras.Model) -> bool:
-    """Whether strengths of the model follow the evidence now."""
-    return _STATES in vars(model)
-
-
-def finish_learning(model: keras.Model) -> None:
-    """Leave plain rules; also what a training left that broke off."""
-    states = vars(model).pop(_STATES, None)
-    if states is None:
-        return
-    # Frozen ones too: they carry no penalty, but would be thawed with it.
-    for layer in _keras.layers_within(model):
-        for variable in _keras.own_variables(layer):
-            if isinstance(variable.regularizer, _Penalty):
-                put_regularizer(variable, variable.regularizer.rule)
-    for state in states:
-        _keras.remove_state(model, state)
-    rebuild_steps(model)
-
-
 def _grouped(model: keras.Model, unknown: Sequence[str]) -> list[list[Weight]]:
     groups: dict[tuple[int, Any], list[Weight]] = {}
     for weight in penalized_weights(model):
@@ -266,6 +215,11 @@ def _grouped(model: keras.Model, unknown: Sequence[str]) -> list[list[Weight]]:
 def _chosen(x: Any, y: Any, most: int) -> tuple[Any, Any]:
     """A subset of the examples, the same in every training."""
     x, y = to_numpy(x), to_numpy(y)
+    if len(x) != len(y):
+        raise ValueError(
+            f"The examples are {len(x)} inputs and {len(y)} targets: expected a target "
+            "for each input."
+        )
     if len(x) <= most:
         return x, y
     places = np.random.default_rng(0).permutation(len(x))[:most]

@@ -13,7 +13,7 @@ import keras
 from keras_scaled_l2 import report_text
 from keras_scaled_l2.attaching import check_built, resolved
 from keras_scaled_l2.counts import Weight, elements
-from keras_scaled_l2.evidence import determined_parameters, most_examples
+from keras_scaled_l2.evidence import by_path, determined_parameters, most_examples
 from keras_scaled_l2.findings import find
 from keras_scaled_l2.fitting import (
     accumulated_steps,
@@ -21,6 +21,7 @@ from keras_scaled_l2.fitting import (
     plain_optimizer,
 )
 from keras_scaled_l2.gradients import sum_of_squares
+from keras_scaled_l2.learned import finish_broken_learning
 from keras_scaled_l2.parts import penalties_given, penalty_by
 from keras_scaled_l2.report_data import (
     as_arrays,
@@ -113,6 +114,7 @@ def cost_report(
         0.01
     """
     check_built(model)
+    finish_broken_learning(model)
     if batch_size is not None:
         batch_size = positive_count("batch_size", batch_size)
     if samples is not None:
@@ -162,7 +164,9 @@ def cost_report(
         )
     )
     if gamma:
-        weights = _with_gamma(model, x, samples, weights)
+        pairs = zip(rules, weights, strict=True)
+        used = by_path(model, {id(w.variable): r.coefficient for (w, _), r in pairs})
+        weights = _with_gamma(model, x, samples, weights, used)
     ratio = _overall_ratio(rules, squares, factors, data_norms)
     optimizer = _describe_optimizer(model)
     return CostReport(
@@ -196,14 +200,23 @@ def cost_report(
 
 
 def _with_gamma(
-    model: keras.Model, x: Any, samples: int | None, weights: tuple[WeightReport, ...]
+    model: keras.Model,
+    x: Any,
+    samples: int | None,
+    weights: tuple[WeightReport, ...],
+    coefficients: dict[str, float],
 ) -> tuple[WeightReport, ...]:
+    """The same with gamma, under the coefficients that they show."""
     if getattr(x, "shape", None) is None:
         raise ValueError(
             f"gamma=True with x of type {type(x).__name__}: expected an array of "
             "examples. Pass some training examples as x, and their targets as y."
         )
-    found = determined_parameters(model, x[: most_examples(model)], samples or len(x))
+    most = most_examples(model)
+    # SciPy's sparse matrices have no length, and not all can be sliced.
+    few = x.tocsr()[:most].toarray() if hasattr(x, "tocsr") else x[:most]
+    m = samples or int(x.shape[0])
+    found = determined_parameters(model, few, m, coefficients)
     return tuple(dataclasses.replace(w, gamma=found[w.path]) for w in weights)
 
 

@@ -20,6 +20,9 @@ from keras_scaled_l2.gradients import Tensor, sum_of_squares
 PACKAGE = "keras_scaled_l2"
 """Registration name of the rules; it stands in saved files, so it never changes."""
 
+STRENGTH_FIELDS = ("strength", "l2", "std", "epochs")
+"""Where a rule's config keeps its strength; of Keras's own it is ``l2``."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule(keras.Regularizer):

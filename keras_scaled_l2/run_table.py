@@ -9,7 +9,7 @@ import keras
 
 from keras_scaled_l2.attaching import penalized
 from keras_scaled_l2.counts import elements
-from keras_scaled_l2.rule import effective_coefficient, name_of
+from keras_scaled_l2.rule import STRENGTH_FIELDS, effective_coefficient, name_of
 
 # Written with each run, so that TensorBoard's table has the same columns for all.
 METRICS = ("cost/data", "cost/penalty", "cost/total", "global/gradient_norm/ratio")
@@ -20,17 +20,24 @@ def hyperparameters(model: keras.Model) -> dict[str, float | str]:
     weights = penalized(model)
     found = [effective_coefficient(rule, v.shape) for _, v, rule in weights]
     coefficients = [float(c) for c in found if c is not None]
-    configs = {name_of(rule): _numbers_of(rule) for _, _, rule in weights}
-    strengths = [next(iter(config.values()), 0.0) for config in configs.values()]
-    samples = [c.get("samples") or c.get("inferred_samples") for c in configs.values()]
+    names = {name_of(rule) for _, _, rule in weights}
+    configs = [_numbers_of(rule) for _, _, rule in weights]
+    strengths = [_strength_in(config) for config in configs]
+    samples = [c.get("samples") or c.get("inferred_samples") for c in configs]
     # Five: the page shows no more of them unless it is asked to.
     return {
-        "rule": " and ".join(sorted(configs)) or "none",
+        "rule": " and ".join(sorted(names)) or "none",
         "strength": max(strengths, default=0.0),
         "coefficient": max(coefficients, default=0.0),
         "penalized_weights": float(sum(elements(v.shape) for _, v, _ in weights)),
         "samples": max((m for m in samples if m), default=0.0),
     }
+
+
+def _strength_in(config: dict[str, float]) -> float:
+    """The number that scales a penalty; of a class of one's own the first."""
+    first = next(iter(config.values()), 0.0)
+    return next((config[name] for name in STRENGTH_FIELDS if config.get(name)), first)
 
 
 def _numbers_of(rule: Any) -> dict[str, float]:

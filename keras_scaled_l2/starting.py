@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -109,7 +110,7 @@ class StartingLine:
 
     def _share(self, found: float, cost: float | None) -> str:
         """How much of the cost is penalty, which cannot be more than all of it."""
-        if not cost or cost < 0:
+        if not cost or not 0 < cost < math.inf:  # also one that is no number
             return ""
         if found <= 1.01 * cost:
             return f", {found / cost:.0%} of it penalty"
@@ -135,7 +136,8 @@ def _summary(model: keras.Model) -> str:
     line = f"ApplyL2: {len(weights)} tensors, {count:,} weights"
     if coefficients:
         low, high = min(coefficients), max(coefficients)
-        line += f", c = {low:.3g}" + ("" if low == high else f" to {high:.3g}")
+        ends = dict.fromkeys((f"{low:.3g}", f"{high:.3g}"))  # both may read the same
+        line += f", c = {' to '.join(ends)}"
     others = len(found) - len(coefficients)
     if others:
         line += f", {others} under a penalty other than c * sum(w**2)"

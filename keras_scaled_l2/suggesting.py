@@ -21,11 +21,13 @@ from keras_scaled_l2.efolds import (
 from keras_scaled_l2.fan_in import is_per_unit
 from keras_scaled_l2.fitting import plain_optimizer, steps_per_update, unwrapped
 from keras_scaled_l2.half_life import decay_acts
-from keras_scaled_l2.rule import Rule, check_is_regularizer, effective_coefficient
+from keras_scaled_l2.rule import (
+    STRENGTH_FIELDS,
+    Rule,
+    check_is_regularizer,
+    effective_coefficient,
+)
 from keras_scaled_l2.validation import positive, positive_count
-
-STRENGTH_FIELDS = ("strength", "l2", "std", "epochs")
-"""Where a rule's config keeps its strength; of Keras's own it is ``l2``."""
 
 MEASURED = (20_000, 20_000_000)
 """Weights of the smallest and largest network that all SGD groups of the atlas have."""

@@ -1,6 +1,7 @@
 """Putting rules on built models, resolving them, and taking them off again."""
 
 import json
+import warnings
 
 import h5py
 import keras
@@ -145,6 +146,63 @@ def test_attach_to_a_layer_is_kept_by_a_saved_file(name, per, tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert len(losses(loaded)) == len(kernels(model)) > 0
     assert sorted(losses(loaded)) == pytest.approx(sorted(losses(model)), rel=1e-6)
+
+
+def test_attach_of_what_a_weight_has_already_is_in_the_config_too():
+    model = hidden()
+    for layer in (model.layers[0], model.layers[-1]):
+        layer.kernel.regularizer = SampleL2(1.0, samples=60)
+    attach(model, SampleL2(1.0, samples=60))
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    assert len(losses(model)) == 2
+    assert losses(clone) == losses(model)
+
+
+class Tied(keras.layers.Layer):
+    """Embeds, and holds the table for its output as well."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.embed = layers.Embedding(1000, 4, name="embed")
+
+    def build(self, shape):
+        self.embed.build(shape)
+        self.table = self.embed.embeddings
+
+    def call(self, x):
+        return keras.ops.matmul(self.embed(x), keras.ops.transpose(self.table))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: layers.SpectralNormalization(layers.Embedding(1000, 4)),
+        Tied,
+    ],
+    ids=["SpectralNormalization", "tied within a layer"],
+)
+def test_weight_that_a_layer_around_its_owner_holds_is_the_owners(make):
+    model = keras.Sequential([keras.Input((5,), dtype="int32"), make()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the config of Tied does not hold the table's
+        attach(model, PriorL2(1.0, samples=40))
+    [(_, table, rule)] = penalized(model)
+    # An embedding takes one row: fan-in 1, not 1000.
+    assert rule.coefficient(table.shape) == pytest.approx(1 / (2 * 40))
+
+
+def test_normalized_layer_keeps_what_was_bound(tmp_path):
+    dense = layers.Dense(3, kernel_regularizer=SampleL2(1.0))
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.SpectralNormalization(dense), layers.Dense(1)]
+    )
+    bind(compiled(model), samples=60)
+    attach(model, ScaledL2(1.0), where=[model.layers[-1]])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert losses(loaded) == pytest.approx(losses(model))
+    assert len(losses(model)) == 2
 
 
 def test_attach_replaces_the_regularizer_that_was_there():

@@ -169,6 +169,20 @@ def test_apply_prints_what_was_done(capsys):
     assert float(line["share"]) == pytest.approx(100 * penalties / cost, abs=0.6)
 
 
+def test_apply_says_no_share_of_a_cost_that_is_no_number(capsys):
+    x, y = data()
+    x[0, 0] = np.nan
+    fit(linear(SampleL2(1.0)), x, y, ApplyL2(), epochs=1, batch_size=10)
+    [line] = [li for li in capsys.readouterr().out.splitlines() if "at the start" in li]
+    assert line.endswith("cost at the start nan")
+
+
+def test_apply_prints_one_coefficient_where_two_read_the_same(capsys):
+    model = compiled(hidden(*map(keras.regularizers.L2, (0.1, 0.1 + 1e-9))))
+    fit(model, *data(), ApplyL2(), epochs=1)
+    assert "c = 0.1;" in capsys.readouterr().out
+
+
 def test_apply_prints_one_coefficient_where_all_are_the_same(capsys):
     fit(linear(), *data(), ApplyL2(SampleL2(3.0)))
     [line] = apply_lines(capsys)

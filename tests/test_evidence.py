@@ -195,6 +195,9 @@ def test_what_the_evidence_cannot_do_is_refused_with_the_remedy():
         evidence_strengths(unit(0.0), x, y)
     with pytest.raises(ValueError, match=r"loss='mae': expected"):
         evidence_strengths(unit(0.1, loss="mae"), x, y)
+    ignoring = keras.losses.SparseCategoricalCrossentropy(ignore_class=-1)
+    with pytest.raises(ValueError, match=r"without label smoothing and ignore_class"):
+        evidence_strengths(unit(0.1, loss=ignoring), x, y)
     summed = keras.losses.MeanSquaredError(reduction="sum")
     with pytest.raises(ValueError, match=r"reduction='sum': expected the mean"):
         evidence_strengths(unit(0.1, loss=summed), x, y)

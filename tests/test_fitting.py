@@ -14,6 +14,7 @@ from keras_scaled_l2 import (
     CostMonitor,
     SampleL2,
     ScaledL2,
+    _keras,
     attach,
     bind,
     penalized,
@@ -540,3 +541,20 @@ def test_rebuild_of_a_layer_that_is_no_model_is_harmless():
     layer.build((None, 4))
     attach(layer, ScaledL2(1.0))
     assert len(losses(layer)) == 1
+
+
+def test_only_a_set_of_tf_data_is_taken_for_one():
+    # Grain's adapter, which no test installs, keeps its set under the same name.
+    class Adapter:
+        def __init__(self, dataset):
+            self._dataset = dataset
+
+    class Other:
+        pass
+
+    class OfTensorFlow:
+        element_spec = ()
+
+    assert _keras.tf_dataset(Adapter(Other())) is None
+    assert type(_keras.tf_dataset(Adapter(OfTensorFlow()))) is OfTensorFlow
+    assert _keras.tf_dataset(Other()) is None

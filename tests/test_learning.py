@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import scipy.sparse
 from autodiff import numpy64
 from event_files import scalars
 from keras import layers
@@ -17,11 +18,20 @@ from keras_scaled_l2 import (
     CostMonitor,
     EvidenceL2,
     SampleL2,
+    attach,
+    bind,
     cost_report,
+    detach,
     grams,
+    learning,
     penalized,
 )
-from keras_scaled_l2.evidence import gamma_dense, output_rows
+from keras_scaled_l2.evidence import (
+    determined_parameters,
+    evidence_strengths,
+    gamma_dense,
+    output_rows,
+)
 from keras_scaled_l2.grams import RowFinder, gamma_by_grams
 
 RULE = EvidenceL2(5.0, burn_in=1)
@@ -230,6 +240,94 @@ def test_a_training_that_broke_off_leaves_what_the_next_one_mends():
     assert all(type(r) is EvidenceL2 for _, _, r in penalized(model))
 
 
+@pytest.mark.parametrize("after", ["bind", "attach", "detach", "cost_report"])
+def test_what_comes_after_a_training_that_broke_off_finds_plain_rules(after):
+    x, y = classes()
+    model = classifier()
+
+    def broken(epoch, logs):
+        raise RuntimeError
+
+    rule = ApplyL2(EvidenceL2(5.0, burn_in=9))
+    with pytest.raises(RuntimeError):
+        call = keras.callbacks.LambdaCallback(on_epoch_end=broken)
+        model.fit(x, y, epochs=2, verbose=0, callbacks=[rule, call])
+    if after == "bind":
+        assert len(bind(model, samples=600)) == 2
+        assert list(coefficients(model).values()) == pytest.approx([5.0 / 1200] * 2)
+    if after == "attach":
+        attach(model, SampleL2(1.0), where=[model.layers[0]])
+        assert {type(r) for _, _, r in penalized(model)} == {EvidenceL2, SampleL2}
+    if after == "detach":
+        assert len(detach(model)) == 2
+        assert penalized(model) == []
+    if after == "cost_report":
+        assert all("EvidenceL2" in w.rule for w in cost_report(model).weights)
+
+
+def test_report_within_a_training_leaves_the_strengths_learning():
+    x, y = classes()
+    model = classifier()
+    call = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: cost_report(model)
+    )
+    history = trained(model, x, y, epochs=4, callbacks=[call]).history
+    name = next(iter(coefficients(model)))
+    assert len(set(history[f"c/{name}"])) == 4
+
+
+def test_another_apply_beside_it_leaves_one_that_learns(monkeypatch):
+    epochs, epoch = [], learning.Learning.epoch
+    monkeypatch.setattr(
+        learning.Learning, "epoch", lambda self, n: epochs.append(n) or epoch(self, n)
+    )
+    x, y = classes()
+    beside = classifier()
+    one, two = {"where": beside.layers[:1]}, {"where": beside.layers[-1:]}
+    rule, plain = EvidenceL2(5.0, burn_in=1), SampleL2(1.0)
+    # A generator, of which nobody but the user knows examples and their number.
+    for _ in range(2):
+        beside.fit(
+            ((x, y) for _ in range(3)),
+            steps_per_epoch=1,
+            epochs=3,
+            shuffle=False,
+            verbose=0,
+            callbacks=[
+                ApplyL2(plain, **two, samples=60),
+                ApplyL2(rule, **one, samples=60, examples=(x, y)),
+            ],
+        )
+    assert epochs == [1, 2, 3] * 2
+    first, second = (r for _, _, r in penalized(beside))
+    assert first.inferred_strength != 5.0
+    assert second == SampleL2(1.0, inferred_samples=60)
+
+
+@pytest.mark.parametrize("loss", [list, lambda given: {"out": given[0]}])
+def test_an_interpolating_network_stops_whichever_way_its_loss_was_given(loss):
+    x, y = classes()
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, layers.Dense(3, "softmax", name="out")(inputs))
+    given = loss(["sparse_categorical_crossentropy"])
+    model.compile(keras.optimizers.SGD(0.1), given)
+    rule = EvidenceL2(500.0, burn_in=1)
+    model.fit(x, y, epochs=3, verbose=0, callbacks=[ApplyL2(rule)])
+    [(_, _, found)] = penalized(model)
+    assert found.inferred_strength < 500.0
+
+
+def test_a_training_that_diverges_ends_as_it_would_without_the_evidence():
+    x, y = classes()
+    model = classifier()
+    weights = [np.full_like(w, np.nan) for w in model.get_weights()]
+    model.set_weights(weights)
+    history = trained(model, x, y, epochs=3).history
+    assert np.isnan(history["loss"]).all()
+    c = [5.0 / (2 * len(x))] * 2
+    assert list(coefficients(model).values()) == pytest.approx(c)
+
+
 def test_frozen_layers_keep_out_of_it():
     x, y = classes()
     model = classifier()
@@ -315,6 +413,17 @@ def test_what_it_cannot_do_is_said_before_training():
     model = classifier()
     with pytest.raises(ValueError, match=r"sample_weight was given to fit"):
         model.fit(x, y, sample_weight=x[:, 0], verbose=0, callbacks=[ApplyL2(RULE)])
+    for weights in ({"sample_weight": x[:, 0]}, {"class_weight": {0: 2.0}}):
+        with pytest.raises(ValueError, match=r"_weight was given to fit"):
+            given = ApplyL2(RULE, examples=(x, y))
+            model.fit(x, y, **weights, verbose=0, callbacks=[given])
+    for examples, message in (
+        ((x,), r"got a tuple of 1: expected inputs and their targets"),
+        ((x, y[:9]), r"60 inputs and 9 targets: expected a target"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            given = ApplyL2(RULE, examples=examples)
+            model.fit(x, y, verbose=0, callbacks=[given])
     sequence = Batches(x, y)
     with pytest.raises(ValueError, match=r"examples=\(x, y\)"):
         model.fit(sequence, verbose=0, callbacks=[ApplyL2(RULE)])
@@ -328,6 +437,22 @@ def test_what_it_cannot_do_is_said_before_training():
     compiled(model, loss="sparse_categorical_crossentropy")
     with pytest.raises(ValueError, match=r"without BatchNormalization; choose"):
         trained(model, x, y)
+
+
+def test_a_loss_of_ones_own_is_refused():
+    x, y = classes()
+    model = classifier()
+
+    class Tenth(keras.Sequential):
+        def compute_loss(self, x=None, y=None, y_pred=None, *_, **__):
+            return keras.ops.mean(y_pred) + 0.1 * sum(self.losses)
+
+    own = compiled(Tenth(model.layers), loss="sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match=r"a compute_loss of its own"):
+        trained(own, x, y)
+    attach(own, SampleL2(1.0, samples=60))
+    with pytest.raises(ValueError, match=r"a compute_loss of its own"):
+        evidence_strengths(own, x, y)
 
 
 class Batches(keras.utils.PyDataset):
@@ -374,3 +499,17 @@ def test_cost_report_shows_gamma_on_request():
     assert "gamma" not in str(cost_report(model, x, y))
     with pytest.raises(ValueError, match=r"gamma=True with x of type NoneType"):
         cost_report(model, gamma=True)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, scipy.sparse.coo_array])
+def test_gamma_of_a_report_is_counted_under_the_coefficients_that_it_shows(kind):
+    x, y = classes()
+    # Not resolved: the report alone knows of how many examples.
+    model = classifier(kernel_regularizer=SampleL2(2.0))
+    report = cost_report(model, kind(x), y, samples=600, gamma=True)
+    assert {w.coefficient for w in report.weights} == {2.0 / 1200}
+    bind(model, samples=600)
+    expected = determined_parameters(model, x, 600)
+    assert {w.path: w.gamma for w in report.weights} == pytest.approx(expected)
+    bind(model, samples=60)
+    assert determined_parameters(model, x, 600) != pytest.approx(expected)

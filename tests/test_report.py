@@ -615,6 +615,20 @@ def test_finding_of_weights_before_batch_normalization():
     assert "/followed/kernel feeds a " in finding(report, "before_batch_norm")
 
 
+def test_frozen_normalization_undoes_no_scale():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(3, use_bias=False, kernel_regularizer=L2(1e-3)),
+            layers.BatchNormalization(trainable=False),
+        ]
+    )
+    assert found(cost_report(model)) == []
+    before = numpy64(model(X, training=True))
+    model.layers[0].kernel.assign(5.0 * model.layers[0].kernel)
+    assert np.abs(numpy64(model(X, training=True)) - before).max() > 0.1
+
+
 def test_finding_of_batch_normalization_is_true_of_the_function():
     # The outputs do not change when the weights that were named are scaled.
     model = network(L2(1e-3))

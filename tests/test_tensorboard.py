@@ -16,13 +16,14 @@ import keras
 import numpy as np
 import pytest
 from autodiff import numpy64
-from models import data, linear
+from models import data, hidden, linear
 from reference import penalty
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from test_callbacks import BreakAfter, Broken
 from test_costs import fit
 
-from keras_scaled_l2 import CostMonitor, ScaledL2
+from keras_scaled_l2 import CostMonitor, SampleL2, ScaledL2
+from keras_scaled_l2.run_table import hyperparameters
 from keras_scaled_l2.tensorboard import EventFile
 
 COSTS = {"cost/total", "cost/data", "cost/penalty", "cost/penalty_share"}
@@ -278,3 +279,15 @@ if keras.config.backend() == "tensorflow":
         callbacks = [CostMonitor(), keras.callbacks.TensorBoard(tmp_path)]
         fit(linear(ScaledL2(2.0)), *data(), *callbacks)
         assert set(tags_of(tmp_path / "train")) >= {"epoch_penalty", "epoch_data_loss"}
+
+
+@pytest.mark.parametrize(
+    ("rules", "strength"),
+    [
+        ((SampleL2(10.0, samples=60), SampleL2(1.0, samples=60)), 10.0),
+        ((SampleL2(1.0, samples=60), SampleL2(10.0, samples=60)), 10.0),
+        ((keras.regularizers.L1L2(0.5, 0.1), None), 0.1),
+    ],
+)
+def test_table_of_runs_has_the_largest_strength(rules, strength):
+    assert hyperparameters(hidden(*rules))["strength"] == pytest.approx(strength)

@@ -9,9 +9,8 @@ import numpy as np
 
 from keras_scaled_l2.experiments.arms import Arm
 from keras_scaled_l2.experiments.results.records import Hyperparameters
+from keras_scaled_l2.rule import STRENGTH_FIELDS
 
-STRENGTH_KEYS = ("strength", "l2", "std", "epochs")
-"""Where a rule's config keeps its strength; of Keras's own it is ``l2``."""
 RATES = (0.1, 0.7)
 """Lowest and highest dropout rate that is tried."""
 DECADES = 1.0
@@ -51,7 +50,7 @@ def _key(config: Mapping[str, Any] | None) -> str | None:
     if config is None:
         return None
     values = config["config"]
-    return next((k for k in STRENGTH_KEYS if values.get(k)), None)
+    return next((k for k in STRENGTH_FIELDS if values.get(k)), None)
 
 
 def _scaled(
