@@ -42,8 +42,8 @@ def loss_of(model: keras.Model) -> tuple[str, bool]:
     if kind is None or other:
         raise ValueError(
             f"loss={given!r}: expected mean squared error, or binary, categorical or "
-            "sparse categorical cross-entropy, without label smoothing and ignore_class, "
-            "of one output."
+            "sparse categorical cross-entropy without label smoothing and "
+            "ignore_class, of one output."
         )
     return kind, logits
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from keras_scaled_l2.experiments.errors import InputError, unknown
+from keras_scaled_l2.experiments.errors import InputError, several, unknown
 
 if TYPE_CHECKING:
     import keras
@@ -142,6 +142,58 @@ class Arm:
     def config(self) -> dict[str, Any] | None:
         """The config of the rule."""
         return None if self.rule is None else _config(self.rule)
+
+
+def listed(arms: Any) -> tuple[str | Arm, ...]:
+    """The arms that were asked for, each a name or an ``Arm``; an iterator yields once.
+
+    Raises:
+        InputError: If one is neither.
+    """
+    if isinstance(arms, str | Arm):
+        return (arms,)
+    found = several("arms", arms, "['none', 'l2']")
+    wrong = [arm for arm in found if not isinstance(arm, str | Arm)]
+    if wrong:
+        raise InputError(
+            f"arm {wrong[0]!r} of type {type(wrong[0]).__name__}: expected a name such "
+            "as 'l2', or Arm('name', rule)."
+        )
+    return found
+
+
+def make_arms(
+    arms: Sequence[str | Arm],
+    strengths: Mapping[str, float] | None,
+    dropout: float,
+    largest: int = TYPICAL_KERNEL,
+) -> tuple[Arm, ...]:
+    """Those that are names made to arms; see ``named_arms``.
+
+    Raises:
+        InputError: As ``named_arms``; if the strengths are none, or an arm comes twice.
+    """
+    if not isinstance(strengths, Mapping | None):
+        raise InputError(
+            f"strengths {strengths!r}: expected a dict of names and numbers, as "
+            "{'l2': 0.001}."
+        )
+    names = [arm for arm in arms if isinstance(arm, str)]
+    named: dict[str, Arm] = {}
+    if strengths and arms and not names:
+        raise InputError(
+            f"strengths {dict(strengths)}: expected none, since every arm is an Arm "
+            "with a rule of its own."
+        )
+    if names or not arms:
+        made = named_arms(names, strengths, dropout, largest=largest)
+        named = {arm.name: arm for arm in made}
+    result = tuple(named[arm] if isinstance(arm, str) else arm for arm in arms)
+    taken = [arm.name for arm in result]
+    doubled = sorted({name for name in taken if taken.count(name) > 1})
+    if doubled:
+        raise InputError(f"arm {doubled[0]!r} is given more than once.")
+    return result
 
 
 def named_arms(

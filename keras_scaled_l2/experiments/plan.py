@@ -21,10 +21,10 @@ from keras_scaled_l2.experiments.architectures import DEFAULT_HIDDEN, Architectu
 from keras_scaled_l2.experiments.arms import (
     DEFAULT_ARMS,
     DEFAULT_DROPOUT,
-    TYPICAL_KERNEL,
     Arm,
     check_decay_acts,
-    named_arms,
+    listed,
+    make_arms,
 )
 from keras_scaled_l2.experiments.arrays import Arrays
 from keras_scaled_l2.experiments.coefficients import (
@@ -171,11 +171,9 @@ def make_plan(
     Raises:
         InputError: If any of it cannot be done.
     """
-    if not isinstance(arms, str | Arm):
-        # Asked for twice, and an iterator yields once.
-        arms = several("arms", arms, "['none', 'l2']")
+    asked = listed(arms)
     # First without a network: a wrong name costs no loading of data.
-    _arms(arms, strengths, dropout)
+    make_arms(asked, strengths, dropout)
     seeds = _seeds(seeds)
     epochs = check_count("epochs", epochs)
     batch_size = check_count("batch size", batch_size)
@@ -200,7 +198,7 @@ def make_plan(
     network.compile(optimizer=config.make())
     problem = fitted(problem, network)
     check_start(network, problem)
-    given = _arms(arms, strengths, dropout, largest_kernel(network))
+    given = make_arms(asked, strengths, dropout, largest_kernel(network))
     _check_decay(given, config)
     for arm in given:
         rule = learned_rule(arm.config)
@@ -291,45 +289,6 @@ def _memory(value: Any) -> int:
     if not (number and 0 < value < 2**31):
         raise InputError(f"memory {value!r}: expected GiB, above 0 and below 2**31.")
     return int(value * 2**30)
-
-
-def _arms(
-    arms: Sequence[str | Arm],
-    strengths: Mapping[str, float] | None,
-    dropout: float,
-    largest: int = TYPICAL_KERNEL,
-) -> tuple[Arm, ...]:
-    if isinstance(arms, str | Arm):
-        arms = [arms]
-    arms = several("arms", arms, "['none', 'l2']")
-    wrong = [arm for arm in arms if not isinstance(arm, str | Arm)]
-    if wrong:
-        raise InputError(
-            f"arm {wrong[0]!r} of type {type(wrong[0]).__name__}: expected a name such "
-            "as 'l2', or Arm('name', rule)."
-        )
-    if not isinstance(strengths, Mapping | None):
-        raise InputError(
-            f"strengths {strengths!r}: expected a dict of names and numbers, as "
-            "{'l2': 0.001}."
-        )
-    names = [arm for arm in arms if isinstance(arm, str)]
-    named: dict[str, Arm] = {}
-    if strengths and arms and not names:
-        raise InputError(
-            f"strengths {dict(strengths)}: expected none, since every arm is an Arm "
-            "with a rule of its own."
-        )
-    if names or not arms:
-        made = named_arms(names, strengths, dropout, largest=largest)
-        named = {arm.name: arm for arm in made}
-    result = tuple(named[arm] if isinstance(arm, str) else arm for arm in arms)
-    doubled = sorted(
-        {a.name for a in result if [b.name for b in result].count(a.name) > 1}
-    )
-    if doubled:
-        raise InputError(f"arm {doubled[0]!r} is given more than once.")
-    return result
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
