@@ -179,7 +179,7 @@ def groups(results: Iterable[Result]) -> dict[tuple[Any, ...], list[Result]]:
 def title(group: tuple[Any, ...]) -> str:
     """A group in words."""
     problem, examples, noise, optimizer, architecture = group
-    labels = f"{noise:.0%} wrong labels" if noise else "clean"
+    labels = f"{100 * noise:.0f} % wrong labels" if noise else "clean"
     kind = "" if architecture == "dense" else f", {architecture}"
     name = f"{OPTIMIZERS[optimizer]}{kind}"
     return f"{PROBLEMS[problem]}, {examples:,} examples, {labels}, {name}"
