@@ -81,6 +81,7 @@ def evidence_strengths(
     Source: MacKay, Bayesian Interpolation (1992), eq. 4.9; A Practical Bayesian
     Framework for Backpropagation Networks (1992).
     """
+    check_built(model)
     refuse_own_loss(model)
     m = len(x) if samples is None else positive_count("samples", samples)
     gammas = determined_parameters(model, x, m)
