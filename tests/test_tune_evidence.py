@@ -104,7 +104,7 @@ def normalized():
         ({"rule": EvidenceL2()}, "expected a rule of a fixed strength"),
         ({"optimizer": "adam"}, "under Adam: expected keras.optimizers.SGD"),
         ({"model": normalized}, "without BatchNormalization"),
-        ({"epochs": 1}, "its strengths move after 1 epochs, and epochs is 1"),
+        ({"epochs": 1}, "its strengths move after 1 epoch, and epochs is 1"),
     ],
 )
 def test_wrong_use_is_one_clear_line_before_training(options, message, monkeypatch):
