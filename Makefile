@@ -76,11 +76,14 @@ $(VENV)/.with-torch: setup.cfg | $(BIN)/python
 	$(PIP) install -q -e ".[torch]"
 	@touch $@
 
-$(LOWEST)/.with-jax: setup.cfg
+$(LOWEST)/.packages: setup.cfg
 	$(PYTHON) -m venv $(LOWEST)
 	$(PYTHON) tests/lowest.py jax experiments >$(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python -m pip --disable-pip-version-check install -q \
 	    -r $(LOWEST)/requirements.txt "hypothesis>=6.100" "pytest>=8"
+	@touch $@
+
+$(LOWEST)/.with-jax: $(LOWEST)/.packages
 	$(LOWEST)/bin/python -m pip --disable-pip-version-check install -q --no-deps -e .
 	@touch $@
 
