@@ -19,7 +19,7 @@ from keras_scaled_l2.evidence import (
     refuse_own_loss,
     sum_of_squares_of,
 )
-from keras_scaled_l2.gradients import strategy_scope, to_numpy
+from keras_scaled_l2.gradients import strategy_scope, sum_of_squares, to_numpy
 from keras_scaled_l2.grams import RowFinder, gamma_of_all
 from keras_scaled_l2.learned import (
     LearnedPenalty,
@@ -160,8 +160,9 @@ class Learning:
 
     def _is_finite(self) -> bool:
         """Whether the training has not diverged, which no strength would mend."""
-        variables = self._model.trainable_variables
-        return all(math.isfinite(sum_of_squares_of(v)) for v in variables)
+        # Where the weights are: in float64 each of them would be copied, every epoch.
+        sums = [sum_of_squares(v) for v in self._model.trainable_variables]
+        return all(math.isfinite(float(to_numpy(s))) for s in sums)
 
     def _interpolates(self) -> bool:
         if loss_of(self._model)[0] == "squares":

@@ -110,7 +110,7 @@ class StartingLine:
 
     def _share(self, found: float, cost: float | None) -> str:
         """How much of the cost is penalty, which cannot be more than all of it."""
-        if not cost or not 0 < cost < math.inf:  # also one that is no number
+        if cost is None or not 0 < cost < math.inf:  # also one that is no number
             return ""
         if found <= 1.01 * cost:
             return f", {found / cost:.0%} of it penalty"
